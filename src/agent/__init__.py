@@ -1,0 +1,1 @@
+"""A LiveKit Agents worker that gives children's voice devices their voice."""

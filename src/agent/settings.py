@@ -1,0 +1,254 @@
+"""Frozen settings, read once from the environment and `.env` (the environment wins)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agent.errors import SettingsError
+from agent.values import rollout_bucket
+
+
+class Rollout:
+    """A flag that is on for none, all, or a percentage of devices: `true`, `false`, `25%`."""
+
+    __slots__ = ("percent",)
+
+    def __init__(self, percent: int) -> None:
+        self.percent = percent
+
+    def on_for(self, mac: str, flag: str) -> bool:
+        """Whether the device has the flag: decided by its hash, so stable across processes and restarts."""
+        return rollout_bucket(mac, flag) < self.percent
+
+    def __repr__(self) -> str:
+        return {0: "false", 100: "true"}.get(self.percent, f"{self.percent}%")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rollout) and other.percent == self.percent
+
+    def __hash__(self) -> int:
+        return hash(self.percent)
+
+
+def _parse_rollout(value: Any) -> Rollout:
+    if isinstance(value, Rollout):
+        return value
+    text = str(value).strip().lower()
+    if text in {"true", "1", "yes", "on"}:
+        return Rollout(100)
+    if text in {"false", "0", "no", "off", ""}:
+        return Rollout(0)
+    match = re.fullmatch(r"(\d{1,3})\s*%", text)
+    if match and int(match[1]) <= 100:
+        return Rollout(int(match[1]))
+    raise ValueError("must be true, false or a percentage such as 25%")
+
+
+def _parse_words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value)
+
+
+def _blank_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+Flag = Annotated[Rollout, BeforeValidator(_parse_rollout)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
+HttpUrl = Annotated[Annotated[str, Field(pattern=r"^https?://\S+$")] | None, BeforeValidator(_blank_is_none)]
+RedisUrl = Annotated[Annotated[str, Field(pattern=r"^rediss?://\S+$")] | None, BeforeValidator(_blank_is_none)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Names are the environment's, in lower case."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        validate_default=True,
+    )
+
+    # LiveKit
+    livekit_url: str = Field(default="ws://127.0.0.1:7880", pattern=r"^(wss?|https?)://\S+$", examples=["wss://toy.livekit.cloud"])
+    """Address of the LiveKit server."""
+    livekit_api_key: str = Field(default="", examples=["APIabcdef"])
+    """API key of the LiveKit project."""
+    livekit_api_secret: SecretStr = Field(default=SecretStr(""), examples=["a long random text"])
+    """API secret of the LiveKit project."""
+    agent_name: str = Field(default="", max_length=200, examples=["toy"])
+    """Empty: the worker takes every room. Else LiveKit's explicit dispatch by this name."""
+
+    # The Manager API and what stands in for it
+    manager_api_url: HttpUrl = Field(default=None, examples=["http://manager:8002/toy"])
+    """The service that knows devices, children and prompts. Empty: `DEVICE_FILE` answers instead."""
+    manager_api_secret: Secret = Field(default=None, examples=["a long random text"])
+    """Bearer secret of the Manager API."""
+    manager_api_deadline_ms: int = Field(default=2500, ge=50, le=30000, examples=["2500"])
+    """How long one briefing call may take, retries included, in milliseconds."""
+    device_file: OptionalPath = Field(default=None, examples=["devices.toml"])
+    """TOML file with devices, used where no Manager API is set."""
+    enable_parallel_api: Flag = Field(default=Rollout(100), examples=["true"])
+    """Fetch agent id, prompt and child side by side; off: one after the other."""
+    enable_api_cache: Flag = Field(default=Rollout(100), examples=["true"])
+    """Keep the Manager API's answers on disk for `API_CACHE_TTL`."""
+    api_cache_ttl: float = Field(default=300.0, ge=0, le=86400 * 30, examples=["300"])
+    """For how many seconds a cached answer counts as fresh."""
+    api_cache_max_age: float = Field(default=30 * 86400.0, ge=60, examples=["2592000"])
+    """After how many seconds a cached answer is deleted; until then it is the last known good one."""
+    enable_connection_pool: Flag = Field(default=Rollout(100), examples=["true"])
+    """One HTTP session per visit; off: a new one per call."""
+
+    # Greeting
+    enable_presynth_greeting: Flag = Field(default=Rollout(100), examples=["true"])
+    """Greet with a recorded sentence at once; off: the model greets."""
+    greeting_language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$", examples=["en"])
+    """Language of the greeting where nothing else names one (BCP 47)."""
+    greetings_dir: Path = Field(default=Path("greetings"), examples=["greetings"])
+    """Folder of recorded greetings with their manifest.json."""
+
+    # Worker and processes
+    num_idle_processes: int = Field(default=3, ge=0, le=64, examples=["3"])
+    """Warm processes kept ready for the next rooms."""
+    job_executor: Literal["process", "thread"] = Field(default="process", examples=["process"])
+    """One process per room, or threads of one process."""
+    max_rooms: int = Field(default=0, ge=0, le=10000, examples=["25"])
+    """Rooms at once; 0: derived from cores and memory."""
+    drain_timeout: float = Field(default=1800.0, ge=0, le=86400, examples=["1800"])
+    """How long SIGTERM waits for visits to end, in seconds."""
+    state_dir: Path = Field(default=Path(".state"), examples=["/var/lib/toy-agent"])
+    """What is kept on disk: device cache, outbox, catalogue, model files."""
+    http_host: str = Field(default="127.0.0.1", examples=["0.0.0.0"])
+    """Address of the health and metrics server."""
+    http_port: int = Field(default=8081, ge=0, le=65535, examples=["8081"])
+    """Port of the health and metrics server; 0 picks a free one."""
+
+    # Library
+    qdrant_url: HttpUrl = Field(default=None, examples=["https://qdrant:6333"])
+    """Qdrant server with the music and story collections. Empty: the embedded library."""
+    qdrant_api_key: Secret = Field(default=None, examples=["a key"])
+    """API key of the Qdrant server."""
+    qdrant_timeout_ms: int = Field(default=1500, ge=10, le=60000, examples=["1500"])
+    """How long one Qdrant call may take, in milliseconds."""
+    music_collection: str = Field(default="xiaozhi_music", min_length=1, examples=["xiaozhi_music"])
+    """Collection of songs."""
+    story_collection: str = Field(default="xiaozhi_stories", min_length=1, examples=["xiaozhi_stories"])
+    """Collection of stories."""
+    catalogue_dir: OptionalPath = Field(default=None, examples=["/srv/catalogue"])
+    """Catalogue tree (`music/…`, `stories/…`) on local disk; also where media plays from without `MEDIA_BASE_URL`."""
+    catalogue_refresh: float = Field(default=30.0, ge=1, le=86400, examples=["30"])
+    """Within how many seconds a re-loaded catalogue is seen by running processes."""
+    embedding_model: str = Field(default="all-MiniLM-L6-v2", min_length=1, examples=["all-MiniLM-L6-v2"])
+    """Sentence embedding model: the built-in name, a model hub's id, or a folder."""
+    model_dir: OptionalPath = Field(default=None, examples=["/opt/models"])
+    """Where model files are; default `STATE_DIR/models`."""
+    media_base_url: HttpUrl = Field(default=None, examples=["https://media.example.org"])
+    """Where songs and stories stream from. Empty: `CATALOGUE_DIR`."""
+
+    # Conversation
+    conversation_mode: Literal["pipeline", "realtime"] = Field(default="pipeline", examples=["pipeline"])
+    """Speech-to-text, model and voice one after the other, or OpenAI Realtime."""
+    openai_api_key: Secret = Field(default=None, examples=["sk-…"])
+    """Key for speech-to-text, language model and voice from OpenAI or a compatible server."""
+    llm_base_url: HttpUrl = Field(default=None, examples=["http://ollama:11434/v1"])
+    """OpenAI-compatible server of the language model."""
+    llm_model: str = Field(default="gpt-4.1-mini", min_length=1, examples=["gpt-4.1-mini"])
+    """Language model."""
+    stt_base_url: HttpUrl = Field(default=None, examples=["http://whisper:8000/v1"])
+    """OpenAI-compatible server of speech-to-text."""
+    stt_model: str = Field(default="gpt-4o-mini-transcribe", min_length=1, examples=["gpt-4o-mini-transcribe"])
+    """Speech-to-text model."""
+    tts_base_url: HttpUrl = Field(default=None, examples=["http://kokoro:8880/v1"])
+    """OpenAI-compatible server of the voice."""
+    tts_model: str = Field(default="gpt-4o-mini-tts", min_length=1, examples=["gpt-4o-mini-tts"])
+    """Voice model where the device names none."""
+    tts_voice: str = Field(default="nova", min_length=1, examples=["nova"])
+    """Voice where the device names none."""
+    elevenlabs_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key for ElevenLabs voices."""
+    elevenlabs_base_url: HttpUrl = Field(default=None, examples=["https://api.elevenlabs.io/v1"])
+    """Address of ElevenLabs' API."""
+    elevenlabs_model: str = Field(default="eleven_flash_v2_5", min_length=1, examples=["eleven_flash_v2_5"])
+    """ElevenLabs model where the device names none."""
+    realtime_base_url: HttpUrl = Field(default=None, examples=["https://api.openai.com/v1"])
+    """Address of the Realtime API."""
+    realtime_model: str = Field(default="gpt-realtime", min_length=1, examples=["gpt-realtime"])
+    """Model of the realtime mode."""
+    fallback_openai_base_url: HttpUrl = Field(default=None, examples=["http://standby:8000/v1"])
+    """A second OpenAI-compatible server that takes over when a provider fails."""
+    fallback_openai_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key of the second server."""
+    prompt_token_budget: int = Field(default=1500, ge=100, le=100000, examples=["1500"])
+    """A warning names prompts longer than this many tokens (estimated)."""
+    aec_warmup: float = Field(default=0.0, ge=0, le=10, examples=["3"])
+    """Seconds for which interruptions are off while the device's echo canceller learns; 0: the device cancels echo."""
+    noise_cancellation: bool = Field(default=False, examples=["false"])
+    """LiveKit Cloud noise cancellation; needs its package."""
+    background_audio: bool = Field(default=False, examples=["false"])
+    """Background and thinking sounds."""
+    resume_window: float = Field(default=300.0, ge=0, le=86400, examples=["300"])
+    """A device that returns within this many seconds finds its conversation."""
+    mcp_servers: Words = Field(default=(), examples=["http://mcp:9000/mcp"])
+    """Addresses of MCP servers whose tools join, separated by commas."""
+
+    # Memory
+    mem0_enabled: Flag = Field(default=Rollout(0), examples=["true"])
+    """Remember children with Mem0."""
+    mem0_api_key: Secret = Field(default=None, examples=["m0-…"])
+    """Key of the hosted Mem0; empty: self-hosted on Qdrant and the language model."""
+    mem0_host: str = Field(default="https://api.mem0.ai", pattern=r"^https?://\S+$", examples=["https://api.mem0.ai"])
+    """Address of the hosted Mem0."""
+    mem0_deadline_ms: int = Field(default=600, ge=10, le=30000, examples=["600"])
+    """How long the briefing waits for memories, in milliseconds; later ones join at the next turn."""
+    redis_url: RedisUrl = Field(default=None, examples=["redis://redis:6379/0"])
+    """Redis for device cache and outbox shared by several machines."""
+
+    # Outbox
+    outbox_max_age: float = Field(default=7 * 86400.0, ge=60, examples=["604800"])
+    """After how many seconds an undelivered item is dropped and counted."""
+    outbox_max_items: int = Field(default=100_000, ge=10, examples=["100000"])
+    """How many undelivered items are kept; the oldest beyond are dropped and counted."""
+
+    # Logs
+    log_format: Literal["json", "console"] = Field(default="json", examples=["json"])
+    """One JSON object a line, or text for people."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", examples=["INFO"])
+    """Lowest level logged."""
+    log_personal_data: bool = Field(default=False, examples=["false"])
+    """Let names, words and MAC addresses into the log."""
+    device_salt: SecretStr = Field(default=SecretStr("toy"), examples=["a long random text"])
+    """Key of the hash that stands for a device in logs and metrics."""
+
+    @property
+    def models_path(self) -> Path:
+        """Folder of the model files."""
+        return self.model_dir or self.state_dir / "models"
+
+
+def load_settings(env_file: str | Path | None = ".env") -> Settings:
+    """Read the settings once. Raises SettingsError: one line a wrong variable, with its problem and an example."""
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(item) for item in error.errors(include_input=False))) from None
+
+
+def _explain(item: Any) -> str:
+    name = str(item["loc"][0])
+    field = Settings.model_fields.get(name.lower())
+    example = field.examples[0] if field and field.examples else ""
+    problem = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":
+        problem = "does not have the expected form"
+    return f"{name.upper()}: {problem}. Example: {name.upper()}={example}"

@@ -1,0 +1,48 @@
+"""SQLite files under STATE_DIR that all processes of a worker share: safe under concurrent writers and a kill."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+
+def private_dir(path: Path) -> Path:
+    """Make `path` with its parents, readable by the owner alone, and return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def open_database(path: Path, schema: str, *, timeout: float = 2.0) -> sqlite3.Connection:
+    """Open a WAL database readable by its owner alone, with `schema` (idempotent SQL) applied.
+
+    `timeout` is how long a writer waits for another, in seconds. The connection is in autocommit mode: open
+    transactions with `BEGIN IMMEDIATE`. It may be used from several threads, one at a time.
+    A damaged file is moved aside (`<name>.damaged`) and a new one begun: what it held can be fetched again or was
+    already lost, and a worker that cannot start helps nobody.
+    """
+    private_dir(path.parent)
+    try:
+        return _open(path, schema, timeout)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            raise
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.replace(path.with_name(f"{path.name}{suffix}.damaged"))
+        return _open(path, schema, timeout)
+
+
+def _open(path: Path, schema: str, timeout: float) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(schema)
+    except BaseException:  # whatever happened, the half-opened connection must close before the error goes on
+        connection.close()
+        raise
+    return connection
