@@ -73,3 +73,19 @@ class LibraryError(ToyError):
 
 class ModelFileError(LibraryError):
     """The embedding model's files are missing or damaged; the message says what to do."""
+
+
+class OutboxError(ToyError):
+    """The queue on disk cannot be read or written just now (full, read-only, locked); items wait in memory."""
+
+    retryable = True
+
+
+class Undeliverable(ToyError):
+    """The receiver will never take this item as it is; the message is the reason kept with it."""
+
+
+class ResumeError(ToyError):
+    """The store of interrupted conversations cannot be read or written just now."""
+
+    retryable = True

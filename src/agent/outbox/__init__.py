@@ -1,0 +1,1 @@
+"""What must reach a service later: one durable queue on disk, written by job processes, delivered by the worker."""

@@ -1,0 +1,258 @@
+"""The outbox as one SQLite file that every process of a worker shares."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent.errors import OutboxError
+from agent.outbox.items import Lane, OutboxItem, OutboxStats
+from agent.state import open_database
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS items(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, lane TEXT NOT NULL,
+    body TEXT NOT NULL, created_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS items_lane ON items(kind, lane, seq);
+CREATE INDEX IF NOT EXISTS items_age ON items(created_at);
+CREATE TABLE IF NOT EXISTS lanes(
+    kind TEXT NOT NULL, lane TEXT NOT NULL, ready_at REAL NOT NULL, owner TEXT, lease_until REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY(kind, lane)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS lanes_ready ON lanes(kind, ready_at);
+CREATE TABLE IF NOT EXISTS delivered(key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS delivered_age ON delivered(at);
+CREATE TABLE IF NOT EXISTS dead(
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, lane TEXT NOT NULL, body TEXT NOT NULL, created_at REAL NOT NULL,
+    died_at REAL NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters(
+    kind TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY(kind, name)) WITHOUT ROWID;
+"""
+_COUNT: Final = (
+    "INSERT INTO counters(kind, name, value) VALUES(?, ?, ?) "
+    "ON CONFLICT(kind, name) DO UPDATE SET value = value + excluded.value"
+)
+DELIVERED_KEPT_S: Final = 86400.0
+"""How long a delivered key is remembered: longer than any process can still hold its item in memory."""
+DEAD_KEPT: Final = 10_000
+"""How many items that were set aside are kept; they are dropped at `max_age_s` too."""
+_CLOCK_SLACK_S: Final = 7200.0
+"""Waits further ahead than this come from a clock that was set back, and are over."""
+
+
+class SqliteOutbox:
+    """An `OutboxStore` in `path`; opened at first use, and again when the file was replaced.
+
+    `max_age_s` and `max_items` bound what waits. With `durable` each commit reaches the disk (synchronous=FULL:
+    a loss of power loses nothing); without, it survives a kill of the process, which is enough for the courier,
+    whose lost marks only repeat a key. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_age_s: float = 7 * 86400.0,
+        max_items: int = 100_000,
+        durable: bool = True,
+        lock_timeout_s: float = 2.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._max_age_s = max_age_s
+        self._max_items = max_items
+        self._durable = durable
+        self._lock_timeout_s = lock_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def add(self, items: Sequence[OutboxItem]) -> int:
+        now = self._clock()
+        new = 0
+        with self._transaction() as db:
+            for item in items:
+                row = (item.key, item.kind, item.lane, item.body, item.created_at)
+                new += db.execute(
+                    "INSERT OR IGNORE INTO items(key, kind, lane, body, created_at) SELECT ?1, ?2, ?3, ?4, ?5 "
+                    "WHERE NOT EXISTS(SELECT 1 FROM delivered WHERE key = ?1) "
+                    "AND NOT EXISTS(SELECT 1 FROM dead WHERE key = ?1)",
+                    row,
+                ).rowcount
+                db.execute(
+                    "INSERT OR IGNORE INTO lanes(kind, lane, ready_at) VALUES(?, ?, ?)", (item.kind, item.lane, now)
+                )
+            self._drop_surplus(db)
+        return new
+
+    def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
+        now = self._clock()
+        query = (
+            "SELECT lane FROM lanes WHERE kind = ?1 AND (ready_at <= ?2 OR ready_at > ?3) "
+            "AND (owner IS NULL OR lease_until <= ?2 OR lease_until > ?3) ORDER BY ready_at LIMIT ?4"
+        )
+        arguments = (kind, now, now + _CLOCK_SLACK_S, limit)
+        with self._reading() as db:
+            # Most calls find nothing: they must not take the writers' lock.
+            if db.execute(query, arguments).fetchone() is None:
+                return []
+        with self._transaction() as db:
+            lanes = [Lane(kind, row[0]) for row in db.execute(query, arguments).fetchall()]
+            db.executemany(
+                "UPDATE lanes SET owner = ?, lease_until = ? WHERE kind = ? AND lane = ?",
+                [(owner, now + lease_s, lane.kind, lane.device) for lane in lanes],
+            )
+        return lanes
+
+    def head(self, lane: Lane, owner: str, lease_s: float) -> OutboxItem | None:
+        with self._transaction() as db:
+            held = db.execute(
+                "UPDATE lanes SET lease_until = ? WHERE kind = ? AND lane = ? AND owner = ?",
+                (self._clock() + lease_s, lane.kind, lane.device, owner),
+            ).rowcount
+            if not held:
+                return None
+            row = db.execute(
+                "SELECT kind, lane, body, key, created_at, attempts FROM items WHERE kind = ? AND lane = ? "
+                "ORDER BY seq LIMIT 1",
+                (lane.kind, lane.device),
+            ).fetchone()
+            if row is None:
+                db.execute("DELETE FROM lanes WHERE kind = ? AND lane = ?", (lane.kind, lane.device))
+                return None
+        return OutboxItem(*row)
+
+    def renew(self, owner: str, lease_s: float) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE lanes SET lease_until = ? WHERE owner = ?", (self._clock() + lease_s, owner))
+
+    def delivered(self, lane: Lane, item: OutboxItem) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM items WHERE key = ?", (item.key,))
+            new = db.execute("INSERT OR IGNORE INTO delivered VALUES(?, ?)", (item.key, self._clock())).rowcount
+            db.execute(_COUNT, (lane.kind, "delivered", new))
+
+    def bury(self, lane: Lane, item: OutboxItem, reason: str) -> None:
+        now = self._clock()
+        with self._transaction() as db:
+            new = db.execute(
+                "INSERT OR IGNORE INTO dead VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (item.key, item.kind, item.lane, item.body, item.created_at, now, reason[:500]),
+            ).rowcount
+            db.execute("DELETE FROM items WHERE key = ?", (item.key,))
+            db.execute(_COUNT, (lane.kind, "dead", new))
+
+    def postpone(self, lane: Lane, owner: str, item: OutboxItem, delay_s: float) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE items SET attempts = attempts + 1 WHERE key = ?", (item.key,))
+            db.execute(
+                "UPDATE lanes SET owner = NULL, ready_at = ? WHERE kind = ? AND lane = ? AND owner = ?",
+                (self._clock() + delay_s, lane.kind, lane.device, owner),
+            )
+            db.execute(_COUNT, (lane.kind, "retried", 1))
+
+    def release(self, owner: str) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE lanes SET owner = NULL WHERE owner = ?", (owner,))
+
+    def prune(self) -> int:
+        now = self._clock()
+        with self._transaction() as db:
+            dropped = self._drop(db, "created_at < ?", (now - self._max_age_s,)) + self._drop_surplus(db)
+            db.execute("DELETE FROM delivered WHERE at < ?", (now - DELIVERED_KEPT_S,))
+            db.execute("DELETE FROM dead WHERE died_at < ?", (now - self._max_age_s,))
+            db.execute(
+                "DELETE FROM dead WHERE key IN (SELECT key FROM dead ORDER BY died_at DESC LIMIT -1 OFFSET ?)",
+                (DEAD_KEPT,),
+            )
+        return dropped
+
+    def stats(self, kinds: Collection[str]) -> dict[str, OutboxStats]:
+        now = self._clock()
+        with self._reading() as db:
+            waiting = {
+                row[0]: (row[1], max(0.0, now - row[2]))
+                for row in db.execute("SELECT kind, COUNT(*), MIN(created_at) FROM items GROUP BY kind")
+            }
+            counters = {(row[0], row[1]): row[2] for row in db.execute("SELECT kind, name, value FROM counters")}
+        return {
+            kind: OutboxStats(
+                *waiting.get(kind, (0, 0.0)),
+                **{name: counters.get((kind, name), 0) for name in ("delivered", "retried", "dropped", "dead")},
+            )
+            for kind in kinds
+        }
+
+    def dead_items(self, limit: int = 100) -> list[tuple[OutboxItem, str]]:
+        """The items set aside last, newest first, each with its reason."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT kind, lane, body, key, created_at, reason FROM dead ORDER BY died_at DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [(OutboxItem(*row[:5]), row[5]) for row in rows]
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _drop_surplus(self, db: sqlite3.Connection) -> int:
+        # The span of row ids is an upper bound for their number that costs two index look-ups.
+        span = db.execute("SELECT IFNULL((SELECT MAX(seq) FROM items) - (SELECT MIN(seq) FROM items) + 1, 0)")
+        if span.fetchone()[0] <= self._max_items:
+            return 0
+        surplus = db.execute("SELECT COUNT(*) FROM items").fetchone()[0] - self._max_items
+        if surplus <= 0:
+            return 0
+        return self._drop(db, "seq IN (SELECT seq FROM items ORDER BY seq LIMIT ?)", (surplus,))
+
+    @staticmethod
+    def _drop(db: sqlite3.Connection, where: str, arguments: tuple[float, ...]) -> int:
+        counts = db.execute(f"SELECT kind, COUNT(*) FROM items WHERE {where} GROUP BY kind", arguments).fetchall()  # noqa: S608
+        db.execute(f"DELETE FROM items WHERE {where}", arguments)  # noqa: S608
+        db.executemany(_COUNT, [(kind, "dropped", count) for kind, count in counts])
+        return sum(count for _, count in counts)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._open()
+            except (sqlite3.Error, OSError) as error:
+                self._close()
+                raise OutboxError(f"the outbox cannot be read or written: {error}") from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:  # nothing may stay half-done, whatever happened; the error goes on
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_ino == self._inode:
+                    return self._connection
+            self._close()
+        connection = open_database(self._path, _SCHEMA, timeout=self._lock_timeout_s)
+        self._connection = connection
+        if self._durable:
+            connection.execute("PRAGMA synchronous=FULL")
+        self._inode = self._path.stat().st_ino
+        return connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
