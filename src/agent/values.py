@@ -32,8 +32,8 @@ class DeviceMac(str):
 
 
 def device_key(mac: str, salt: str) -> str:
-    """A stable pseudonym for logs and metrics: 12 hex digits of a keyed hash; `salt` is the key."""
-    return hashlib.blake2b(mac.encode(), key=salt.encode()[:64], digest_size=6).hexdigest()
+    """A stable pseudonym for logs and metrics: 16 hex digits of a keyed hash; `salt` is the key."""
+    return hashlib.blake2b(mac.encode(), key=salt.encode()[:64], digest_size=8).hexdigest()
 
 
 def rollout_bucket(mac: str, flag: str) -> int:
