@@ -1,0 +1,209 @@
+"""Sound on disk and in arrays: WAV in and out, a voice without a key, and where one recording lies in another."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import threading
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.int16]
+"""Mono int16 samples."""
+
+_SPEAKING = threading.Lock()
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_CHARS_UTF8 = 1
+
+
+def read_wav(path: Path) -> tuple[Pcm, int]:
+    """Samples (channels mixed to one) and rate of a 16-bit WAV. Raises ValueError naming the file, OSError."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            if file.getsampwidth() != 2:
+                raise ValueError(f"{path.name}: {8 * file.getsampwidth()} bits a sample; 16 are needed")
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+            channels, rate = file.getnchannels(), file.getframerate()
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"{path.name}: not a WAV file: {error}") from None
+    if channels > 1:
+        samples = samples.reshape(-1, channels).mean(axis=1)
+    return samples.astype(np.int16), rate
+
+
+def write_wav(path: Path, samples: Pcm, rate: int) -> None:
+    """Write mono 16-bit; the folder is made, and a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    part.replace(path)
+
+
+def tone(seconds: float, rate: int, *, frequency: float = 440.0, amplitude: float = 0.5) -> Pcm:
+    """A sine that begins at full amplitude."""
+    times = np.arange(round(seconds * rate)) / rate
+    return np.asarray(np.cos(2 * np.pi * frequency * times) * amplitude * 32767, np.int16)
+
+
+def sweep(seconds: float, rate: int, *, low: float = 200.0, high: float = 3500.0, amplitude: float = 0.5) -> Pcm:
+    """A sine that rises from `low` to `high` Hz: no moment of it is like another, so it aligns to the sample."""
+    times = np.arange(round(seconds * rate)) / rate
+    phase = 2 * np.pi * (low * times + (high - low) * times**2 / (2 * seconds))
+    return np.asarray(np.cos(phase) * amplitude * 32767, np.int16)
+
+
+def resample(samples: Pcm, rate: int, to: int) -> Pcm:
+    """Change the rate by cutting or padding the spectrum: exact for what both rates can carry."""
+    if rate == to or not samples.size:
+        return samples
+    size = round(samples.size * to / rate)
+    spectrum = np.fft.rfft(samples.astype(np.float64))
+    wanted = np.zeros(size // 2 + 1, np.complex128)
+    shared = min(spectrum.size, wanted.size)
+    wanted[:shared] = spectrum[:shared]
+    return np.asarray(np.clip(np.fft.irfft(wanted, size) * (size / samples.size), -32768, 32767), np.int16)
+
+
+def align(heard: Pcm, reference: Pcm, rate: int = 24_000) -> tuple[int, float]:
+    """Where `reference` lies in `heard`: (offset in samples, how well it is found there, -1 to 1).
+
+    The offset is where the reference's first sample falls, negative where its beginning is missing. The second figure
+    is the correlation of `blocks`, weighted by their energy: what is missing lowers it by its share, while level and
+    the jitter buffer's stretching of some milliseconds do not. Both have the rate `rate`. Silence gives (0, 0.0).
+    """
+    if not heard.size or not reference.size or not heard.any() or not reference.any():
+        return 0, 0.0
+    first, found, weights = 0, [], []
+    for offset, correlation, energy in blocks(heard, reference, rate):
+        if not found:
+            first = offset
+        found.append(correlation)
+        weights.append(energy)
+    return first, float(np.average(found, weights=weights))
+
+
+def blocks(heard: Pcm, reference: Pcm, rate: int = 24_000) -> list[tuple[int, float, float]]:
+    """The reference in blocks of 100 ms, each looked for within 60 ms of where the whole was found.
+
+    One (offset of the reference's first sample as this block shows it, normalised correlation, energy) a block that
+    is not silent; correlation 0 where the place lies outside what was heard. Both must hold sound.
+    """
+    coarse = _peak(heard, reference)
+    reach, size = rate * 60 // 1000, rate // 10
+    padded = np.concatenate([np.zeros(reach, np.int16), heard, np.zeros(reach, np.int16)])
+    result = []
+    offset = coarse
+    for start in range(0, reference.size, size):
+        block = reference[start : start + size].astype(np.float64)
+        energy = float(block @ block)
+        if not energy:
+            continue
+        window = _window(padded, coarse + start, block.size + 2 * reach)
+        lag, correlation = _best(window, block)
+        if correlation > 0.5:
+            offset = coarse + lag - reach
+        result.append((offset, correlation, energy))
+    return result
+
+
+def _peak(heard: Pcm, reference: Pcm) -> int:
+    long, short = heard.astype(np.float64), reference.astype(np.float64)
+    size = 1 << int(np.ceil(np.log2(long.size + short.size)))
+    product = np.fft.irfft(np.fft.rfft(long, size) * np.conj(np.fft.rfft(short, size)), size)
+    # The transform wraps negative lags to the end.
+    lags = np.concatenate([np.arange(long.size), np.arange(-short.size + 1, 0)])
+    return int(lags[int(np.argmax(product[lags]))])
+
+
+def _window(samples: Pcm, start: int, size: int) -> npt.NDArray[np.float64]:
+    window = np.zeros(size)
+    first, last = max(start, 0), min(start + size, samples.size)
+    if first < last:
+        window[first - start : last - start] = samples[first:last]
+    return window
+
+
+def _best(window: npt.NDArray[np.float64], block: npt.NDArray[np.float64]) -> tuple[int, float]:
+    products = np.correlate(window, block, "valid")
+    sums = np.concatenate([[0.0], np.cumsum(window**2)])
+    energies = sums[block.size :] - sums[: -block.size]
+    norms = np.sqrt(np.maximum(energies, 1.0) * float(block @ block))
+    lag = int(np.argmax(products / norms))
+    return lag, float(products[lag] / norms[lag])
+
+
+def speak(text: str, language: str = "en", rate: int = 16_000) -> Pcm:
+    """A sentence spoken by espeak-ng, from its wheel or the program on PATH. Blocks for some 20 ms.
+
+    Raises RuntimeError where neither is there, ValueError for a language it has no voice for.
+    """
+    samples, made_at = (_library() or _program())(text, language)
+    return resample(samples, made_at, rate)
+
+
+Voice = Callable[[str, str], tuple[Pcm, int]]
+
+
+@functools.cache
+def _library() -> Voice | None:
+    try:
+        import espeakng_loader
+    except ImportError:
+        return None
+    loader: Any = espeakng_loader
+    espeak = ctypes.CDLL(loader.get_library_path())
+    data = str(loader.get_data_path()).encode()
+    rate = espeak.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
+    if rate <= 0:
+        return None
+    callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    collected: list[bytes] = []
+
+    def collect(samples: Any, count: int, _events: Any) -> int:
+        if samples and count:
+            collected.append(ctypes.string_at(samples, count * 2))
+        return 0
+
+    callback = callback_type(collect)
+    espeak.espeak_SetSynthCallback(callback)
+
+    def voice(text: str, language: str) -> tuple[Pcm, int]:
+        # The library speaks for one caller at a time. `callback` is named here so that it lives as long as the voice.
+        with _SPEAKING:
+            assert callback
+            collected.clear()
+            if espeak.espeak_SetVoiceByName(language.lower().encode()) != 0:
+                raise ValueError(f"espeak-ng has no voice for the language {language}")
+            encoded = text.encode() + b"\0"
+            espeak.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _CHARS_UTF8, None, None)
+            espeak.espeak_Synchronize()
+            return np.frombuffer(b"".join(collected), np.int16), rate
+
+    return voice
+
+
+def _program() -> Voice:
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise RuntimeError("espeak-ng is needed to speak: install the Python package espeakng-loader, or espeak-ng")
+
+    def voice(text: str, language: str) -> tuple[Pcm, int]:
+        command = [program, "-v", language.lower(), "--stdout", "--", text]
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        if done.returncode:
+            raise ValueError(f"espeak-ng cannot speak {language}: {done.stderr.decode(errors='replace').strip()}")
+        # A stream's header cannot know its length: what follows the 44 bytes is the sound.
+        return np.frombuffer(done.stdout[44 : 44 + (len(done.stdout) - 44) // 2 * 2], "<i2").astype(np.int16), 22_050
+
+    return voice
