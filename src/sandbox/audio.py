@@ -84,13 +84,9 @@ def align(heard: Pcm, reference: Pcm, rate: int = 24_000) -> tuple[int, float]:
     """
     if not heard.size or not reference.size or not heard.any() or not reference.any():
         return 0, 0.0
-    first, found, weights = 0, [], []
-    for offset, correlation, energy in blocks(heard, reference, rate):
-        if not found:
-            first = offset
-        found.append(correlation)
-        weights.append(energy)
-    return first, float(np.average(found, weights=weights))
+    found = blocks(heard, reference, rate)
+    weights = [energy for _, _, energy in found]
+    return found[0][0], float(np.average([correlation for _, correlation, _ in found], weights=weights))
 
 
 def blocks(heard: Pcm, reference: Pcm, rate: int = 24_000) -> list[tuple[int, float, float]]:
