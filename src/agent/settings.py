@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent.errors import SettingsError
@@ -59,9 +60,28 @@ def _blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _reachable(value: str) -> str:
+    """An address that a client can use: a host, a valid port, and no credentials, which would end up in errors."""
+    try:
+        parts = urlsplit(value)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must have a host, and a port from 1 to 65535 if any")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not carry a user name or password")
+    return value
+
+
+LANGUAGE_PATTERN: Final = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$"
+"""A BCP 47 tag, near enough."""
+
 Flag = Annotated[Rollout, BeforeValidator(_parse_rollout)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
-HttpUrl = Annotated[Annotated[str, Field(pattern=r"^https?://\S+$")] | None, BeforeValidator(_blank_is_none)]
+HttpUrl = Annotated[
+    Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_reachable)] | None, BeforeValidator(_blank_is_none)
+]
 RedisUrl = Annotated[Annotated[str, Field(pattern=r"^rediss?://\S+$")] | None, BeforeValidator(_blank_is_none)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
@@ -81,7 +101,9 @@ class Settings(BaseSettings):
     )
 
     # LiveKit
-    livekit_url: str = Field(default="ws://127.0.0.1:7880", pattern=r"^(wss?|https?)://\S+$", examples=["wss://toy.livekit.cloud"])
+    livekit_url: str = Field(
+        default="ws://127.0.0.1:7880", pattern=r"^(wss?|https?)://\S+$", examples=["wss://toy.livekit.cloud"]
+    )
     """Address of the LiveKit server."""
     livekit_api_key: str = Field(default="", examples=["APIabcdef"])
     """API key of the LiveKit project."""
@@ -113,7 +135,7 @@ class Settings(BaseSettings):
     # Greeting
     enable_presynth_greeting: Flag = Field(default=Rollout(100), examples=["true"])
     """Greet with a recorded sentence at once; off: the model greets."""
-    greeting_language: str = Field(default="en", pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$", examples=["en"])
+    greeting_language: str = Field(default="en", pattern=LANGUAGE_PATTERN, examples=["en"])
     """Language of the greeting where nothing else names one (BCP 47)."""
     greetings_dir: Path = Field(default=Path("greetings"), examples=["greetings"])
     """Folder of recorded greetings with their manifest.json."""

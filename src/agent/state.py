@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -26,13 +27,24 @@ def open_database(path: Path, schema: str, *, timeout: float = 2.0) -> sqlite3.C
     try:
         return _open(path, schema, timeout)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+        if not is_damage(error):
             raise
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.replace(path.with_name(f"{path.name}{suffix}.damaged"))
+        set_aside(path)
         return _open(path, schema, timeout)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is broken, rather than locked, full or out of reach."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def set_aside(path: Path) -> None:
+    """Move a damaged database, closed by the caller, to `<name>.damaged`, so that a new one can begin."""
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):  # another process may be moving them as well
+            part.replace(path.with_name(f"{path.name}{suffix}.damaged"))
 
 
 def _open(path: Path, schema: str, timeout: float) -> sqlite3.Connection:

@@ -137,7 +137,7 @@ class ManagerApiClient:
                 raw = await _read(call, response)
             except aiohttp.ClientResponseError:
                 raise Malformed(f"{call.name}: the answer is not HTTP") from None
-            except (aiohttp.ClientError, OSError, UnicodeError) as error:
+            except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: an address no resolver takes
                 raise Unavailable(f"{call.name}: {type(error).__name__}") from None
             if response.status // 100 != 2:
                 _check_status(call, response, raw)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.briefing.profile import DEFAULT_CHAT_HISTORY, Child, Models, Voice
 from agent.errors import Malformed, MustBindFirst, NotFound, Rejected, Unauthorised
+from agent.settings import LANGUAGE_PATTERN
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ GENERIC: Final = 500
 DEVICE_NOT_FOUND: Final = 10041
 MUST_BIND_FIRST: Final = 10042
 
-_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+_LANGUAGE: Final = re.compile(LANGUAGE_PATTERN)
 _BIND_CODE: Final = re.compile(r"(?<![0-9A-Za-z:])[0-9]{4,8}(?![0-9A-Za-z:])")
 _SHORT_CODE: Final = re.compile(r"[0-9A-Za-z]{4,8}")
 _ABOUT_CHILD: Final = re.compile(r"child|kid|profile", re.IGNORECASE)
