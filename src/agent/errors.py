@@ -60,7 +60,11 @@ class Malformed(RemoteError):
 
 
 class Rejected(RemoteError):
-    """The service understood the request and refused it (validation, generic failure)."""
+    """The service understood the request and refused it (validation, generic failure); `code` is its own number."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MediaError(ToyError):
