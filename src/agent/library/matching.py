@@ -1,0 +1,184 @@
+"""How well each of a few titles answers a request: one row of features a name, all of them between 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz import fuzz
+from rapidfuzz.distance import OSA
+from rapidfuzz.process import cdist
+
+from agent.library.lexical import content_words, stem
+from agent.library.phonetic import sound_key
+from agent.library.title_index import Words
+
+FEATURES: Final = (
+    "chars",  # edit similarity of the whole request and the whole name, without spaces
+    "sounds",  # the same of their consonant classes
+    "inside",  # the request is part of the name
+    "around",  # the name is part of the request
+    "asked",  # share of the request's meaning that the name's words explain
+    "told",  # share of the name's meaning that the request's words explain
+    "worst",  # the request's least explained word
+    "missed",  # the name's least explained word
+    "about",  # share of the request's meaning that names and keywords together explain
+    "odd",  # the request's word that neither names nor keywords explain
+    "dense",  # cosine similarity of the embeddings
+    "section",  # 1 in the section asked for, 0 in another, 0.5 when none was asked for
+)
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One row for each pair of a reading and a name: the title's row in the index and the features."""
+
+    title: NDArray[np.int32]
+    features: Matrix
+
+
+class _Vocabulary:
+    """Distinct words numbered as they come; number 0 is no word."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {"": 0}
+
+    def __call__(self, word: str) -> int:
+        return self.number.setdefault(word, len(self.number))
+
+
+def _padded(lists: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    out = np.zeros((len(lists), max((len(item) for item in lists), default=0) or 1), np.int32)
+    for row, item in enumerate(lists):
+        out[row, : len(item)] = item
+    return out
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    return [first + second for first, second in zip(words, words[1:], strict=False)]
+
+
+def word_similarity(asked: Sequence[str], known: Sequence[str]) -> Matrix:
+    """Similarity of every asked word with every known one: spelling, helped by sound; nearly 1 for equal stems."""
+    chars = cdist(asked, known, scorer=OSA.normalized_similarity, dtype=np.float32)
+    sounds = cdist(
+        [sound_key(word) for word in asked],
+        [sound_key(word) for word in known],
+        scorer=OSA.normalized_similarity,
+        dtype=np.float32,
+    )
+    best: Matrix = np.maximum(chars, 0.45 * chars + 0.55 * sounds)
+    stems = {word: place for place, word in enumerate(dict.fromkeys(stem(word) for word in (*asked, *known)))}
+    same = np.equal.outer([stems[stem(word)] for word in asked], [stems[stem(word)] for word in known])
+    best[same & (best < 0.97)] = 0.97
+    return best
+
+
+def _sharpen(similarity: Matrix) -> Matrix:
+    """What is less than half alike explains nothing."""
+    return np.clip((similarity - 0.45) / 0.5, 0.0, 1.0)
+
+
+def measure(
+    words: Words,
+    readings: Sequence[tuple[str, ...]],
+    forms: Sequence[int],
+    dense: Mapping[int, float],
+    section: int | None,
+) -> Rows:
+    """Features of every reading against every form; `dense` is by title row, `section` an index into the sections."""
+    names = [tuple(words.forms[form].split(" ")) for form in forms]
+    rows = words.form_row[np.asarray(forms, np.int64)]
+    titles = list(dict.fromkeys(rows.tolist()))
+    place_of = {row: place for place, row in enumerate(titles)}
+    tags = [words.tags[row].split(" ") for row in titles]
+    vocabulary, asked_vocabulary = _Vocabulary(), _Vocabulary()
+    name_words = _padded([[vocabulary(word) for word in name] for name in names])
+    name_pairs = _padded([[vocabulary(pair) for pair in _pairs(name)] for name in names])
+    tag_words = _padded([[vocabulary(word) for word in tag] for tag in tags])
+    asked = [[asked_vocabulary(word) for word in reading] for reading in readings]
+    asked_pairs = [[asked_vocabulary(pair) for pair in _pairs(reading)] for reading in readings]
+    similar = _sharpen(word_similarity(list(asked_vocabulary.number), list(vocabulary.number)))
+    similar[0, :] = 0.0
+    similar[:, 0] = 0.0
+    weight = {word: words.word_weight(word) for word in {word for name in names for word in name}}
+    name_weight = _weights(names, weight, name_words.shape[1])
+    compact = ["".join(name) for name in names]
+    sound = ["".join(sound_key(word) for word in name) for name in names]
+    whole = ["".join(reading) for reading in readings]
+    whole_sound = ["".join(sound_key(word) for word in reading) for reading in readings]
+    chars = cdist(whole, compact, scorer=OSA.normalized_similarity, dtype=np.float32)
+    sounds = cdist(whole_sound, sound, scorer=OSA.normalized_similarity, dtype=np.float32)
+    part = cdist(whole, compact, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
+    cosine = np.array([max(0.0, dense.get(row, 0.0)) for row in titles], np.float32)
+    where = np.array(
+        [0.5 if section is None else float(words.section_of[row] == section) for row in titles], np.float32
+    )
+    title_place = np.array([place_of[row] for row in rows.tolist()], np.int64)
+    lengths = np.array([len(text) for text in compact], np.float32)
+    blocks: list[Matrix] = []
+    for number, reading in enumerate(readings):
+        strength = np.array([words.word_weight(word) for word in reading], np.float32)
+        explained, told = _align(similar, asked[number], asked_pairs[number], name_words, name_pairs)
+        about = similar[asked[number]][:, tag_words].max(axis=2)
+        about = np.maximum(about[:, title_place], explained)
+        here = float(len(whole[number]))
+        short = np.minimum(lengths, here) / np.maximum(np.maximum(lengths, here), 1.0)
+        block = np.zeros((len(forms), len(FEATURES)), np.float32)
+        block[:, 0], block[:, 1] = chars[number], sounds[number]
+        block[:, 2] = np.where(lengths >= here, part[number] * min(1.0, here / 6.0), 0.0)
+        block[:, 3] = np.where(lengths < here, part[number] * short, 0.0)
+        block[:, 4] = strength @ explained / strength.sum()
+        block[:, 5] = (told * name_weight).sum(axis=1) / np.maximum(name_weight.sum(axis=1), 1e-6)
+        block[:, 6] = 1.0 - (strength[:, None] * (1.0 - explained)).max(axis=0)
+        block[:, 7] = 1.0 - (name_weight * (1.0 - told)).max(axis=1)
+        block[:, 8] = strength @ about / strength.sum()
+        block[:, 9] = 1.0 - (strength[:, None] * (1.0 - about)).max(axis=0)
+        block[:, 10], block[:, 11] = cosine[title_place], where[title_place]
+        blocks.append(block)
+    return Rows(np.tile(rows, len(readings)).astype(np.int32), np.concatenate(blocks))
+
+
+def _weights(names: Sequence[Sequence[str]], weight: Mapping[str, float], width: int) -> Matrix:
+    out = np.zeros((len(names), width), np.float32)
+    for row, name in enumerate(names):
+        out[row, : len(name)] = [weight[word] for word in name]
+    return out
+
+
+def _align(
+    similar: Matrix,
+    asked: Sequence[int],
+    asked_pairs: Sequence[int],
+    name_words: NDArray[np.int32],
+    name_pairs: NDArray[np.int32],
+) -> tuple[Matrix, Matrix]:
+    """How far each asked word is explained by each name (words, names), and each name's word by the request.
+
+    Two words written as one, and one as two, count as the same.
+    """
+    by_word = similar[list(asked)][:, name_words]
+    by_pair = similar[list(asked)][:, name_pairs]
+    explained = np.maximum(by_word.max(axis=2), by_pair.max(axis=2))
+    told = by_word.max(axis=0)
+    if name_words.shape[1] > 1:
+        joined = by_pair.max(axis=0)[:, : name_words.shape[1] - 1]
+        told[:, :-1] = np.maximum(told[:, :-1], joined)
+        told[:, 1:] = np.maximum(told[:, 1:], joined)
+    if asked_pairs:
+        pairs = similar[list(asked_pairs)][:, name_words]
+        best = pairs.max(axis=2)
+        explained[:-1] = np.maximum(explained[:-1], best)
+        explained[1:] = np.maximum(explained[1:], best)
+        told = np.maximum(told, pairs.max(axis=0))
+    return explained, told
+
+
+def meaning(reading: Sequence[str]) -> int:
+    """How many words of a reading mean something."""
+    return len(content_words(reading))

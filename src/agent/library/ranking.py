@@ -1,0 +1,329 @@
+"""From a spoken request to one title, or to none: candidates from five sides, one score, one rule for refusing."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.library.lexical import grams, stem
+from agent.library.matching import FEATURES, Matrix, Rows, measure
+from agent.library.phonetic import sound_key
+from agent.library.requests import Request, choose, understand
+from agent.library.title_index import Words, gram_weight, pack, unpack
+from agent.library.titles import Title
+
+Embed = Callable[[str], NDArray[np.float32]]
+Dense = Callable[[NDArray[np.float32], int, frozenset[str] | None], list[tuple[int, float]]]
+
+_FORMS_A_SIDE: Final = 24
+_TITLES_A_SIDE: Final = 24
+_MAX_FORMS: Final = 110
+_NEAREST: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a search came to.
+
+    "found": `title` is what was meant, with `confidence` from 0 to 1. "random": any would do and `title` is one.
+    "not_found": `title` is None. `nearest` are the titles closest to the request, best first, without repeats.
+    """
+
+    kind: Literal["found", "not_found", "random"]
+    title: Title | None
+    confidence: float
+    nearest: tuple[Title, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Coefficients of the two logistic rules: `rank` orders titles, `accept` decides whether the first one plays."""
+
+    rank: NDArray[np.float32]
+    rank_bias: float
+    accept: NDArray[np.float32]
+    accept_bias: float
+    threshold: float
+
+
+@cache
+def model() -> Model:
+    """The fitted coefficients (ranking.json names the script and the data they come from)."""
+    stored = json.loads(resources.files("agent.library").joinpath("ranking.json").read_text("utf-8"))
+    return Model(
+        np.array(stored["rank"], np.float32),
+        stored["rank_bias"],
+        np.array(stored["accept"], np.float32),
+        stored["accept_bias"],
+        stored["threshold"],
+    )
+
+
+def expand(features: Matrix) -> Matrix:
+    """The inputs of the ranking rule: the features, their squares, and the products that matter."""
+    index = {name: place for place, name in enumerate(FEATURES)}
+
+    def product(first: str, second: str) -> Matrix:
+        return features[:, [index[first]]] * features[:, [index[second]]]
+
+    return np.hstack(
+        [
+            features,
+            features**2,
+            product("asked", "told"),
+            product("chars", "sounds"),
+            product("about", "dense"),
+            product("asked", "inside"),
+            product("worst", "missed"),
+        ]
+    )
+
+
+class TitleIndex:
+    """Searches one catalogue. Immutable, safe in several threads; built once, then mapped from its buffer."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._row_of: dict[int, int] | None = None
+
+    @classmethod
+    def build(cls, titles: Iterable[Title]) -> TitleIndex:
+        """Index `titles`; some 0.3 ms each."""
+        return cls.from_buffer(cls.pack(titles))
+
+    @staticmethod
+    def pack(titles: Iterable[Title]) -> bytes:
+        """The index of `titles` as bytes for `from_buffer`: written once, shared by every process that maps it."""
+        return pack(tuple(titles))
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | memoryview) -> TitleIndex:
+        """Open a packed index without copying it. Raises LibraryError when it is damaged."""
+        return cls(unpack(buffer))
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The catalogue's sections as they are spelt there."""
+        return self._words.sections
+
+    def section(self, name: str) -> str | None:
+        """The section meant by `name`: any case, language code or other language's word for it; None if none."""
+        return self._words.names_of_sections.resolve(name)
+
+    def title(self, title_id: int) -> Title | None:
+        """The title with this id, None if the catalogue has none."""
+        row = self._row(title_id)
+        return None if row is None else self._words.title(row)
+
+    def _row(self, title_id: int) -> int | None:
+        if self._row_of is None:
+            self._row_of = {number: row for row, number in enumerate(self._words.ids.tolist())}
+        return self._row_of.get(title_id)
+
+    def search(
+        self,
+        request: str,
+        *,
+        embed: Embed | None = None,
+        dense: Dense | None = None,
+        section: str | None = None,
+        limit: int = _NEAREST,
+        history: Sequence[int] = (),
+        rng: random.Random | None = None,
+    ) -> Answer:
+        """Answer one request; blocking, some 10 ms, to be called in a thread.
+
+        `embed` makes a vector of a text and `dense` finds the nearest titles by it: (vector, limit, sections or None)
+        to (id, cosine), best first; without either, words and sounds alone decide. `section` is where to look, by any
+        of its names. `history` is what the visit has heard, oldest first: ids for "another one" and for random choice.
+        """
+        wanted = understand(request, self._words.names_of_sections)
+        where = self.section(section) if section and section.strip() else wanted.section
+        missing = (bool(section and section.strip()) and where is None) or (wanted.section_missing and not section)
+        exact = self._exact(wanted, request, where)
+        if exact is not None:
+            title = self._words.title(exact)
+            return Answer("found", title, 1.0, (title,))
+        if wanted.wish == "again" and history:
+            title_again = self.title(history[-1])
+            if title_again:
+                return Answer("found", title_again, 1.0, (title_again,))
+        if wanted.wish != "named":
+            return self._any(where, missing, history, rng or random.Random())
+        return self._named(wanted, where, embed, dense, limit)
+
+    def _exact(self, wanted: Request, request: str, where: str | None) -> int | None:
+        for reading in wanted.readings or understand_raw(request):
+            forms = self._words.exact.get("".join(reading))
+            rows = [
+                int(self._words.form_row[form])
+                for form in forms.tolist()
+                if self._words.forms[form].replace(" ", "") == "".join(reading)
+            ]
+            if where is not None:
+                inside = [row for row in rows if self._words.sections[self._words.section_of[row]] == where]
+                rows = inside or rows
+            if rows:
+                return rows[0]
+        return None
+
+    def _any(self, where: str | None, missing: bool, history: Sequence[int], rng: random.Random) -> Answer:
+        ids = self._words.ids
+        if where is not None:
+            ids = ids[self._words.section_of == self._words.sections.index(where)]
+        elif missing:
+            return Answer("not_found", None, 0.0, ())
+        chosen = choose(ids.tolist(), history, rng)
+        title = None if chosen is None else self.title(chosen)
+        return Answer("random", title, 1.0, (title,)) if title else Answer("not_found", None, 0.0, ())
+
+    def _named(
+        self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None, limit: int
+    ) -> Answer:
+        scored = self.candidates(wanted, where, embed, dense)
+        if not scored:
+            return Answer("not_found", None, 0.0, ())
+        nearest = tuple(self._words.title(item.row) for item in scored[: max(1, limit)])
+        confidence = self.confidence(wanted, scored)
+        if confidence < model().threshold:
+            return Answer("not_found", None, confidence, nearest)
+        return Answer("found", nearest[0], confidence, nearest)
+
+    def candidates(
+        self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None
+    ) -> list[Candidate]:
+        """Every title worth a look, best first."""
+        words = self._words
+        cosine: dict[int, float] = {}
+        if embed is not None and dense is not None and wanted.text:
+            vector = embed(wanted.text)
+            for number, similarity in dense(vector, _TITLES_A_SIDE, None):
+                row = self._row(number)
+                if row is not None:
+                    cosine[row] = similarity
+        forms = self._forms_near(wanted.readings, cosine)
+        if not forms:
+            return []
+        time.sleep(0)  # lets the event loop's thread have the interpreter between two stretches of work
+        section = None if where is None else words.sections.index(where)
+        rows = measure(words, wanted.readings[:3], forms, cosine, section)
+        return _best_of(rows)
+
+    def _forms_near(self, readings: Sequence[tuple[str, ...]], cosine: Mapping[int, float]) -> list[int]:
+        words = self._words
+        found: dict[int, None] = {}
+        first = readings[0]
+        rows = list(cosine)
+        rows.extend(_top_titles(words, first))
+        for reading in readings[:2]:
+            for form in _top_forms(words.char_grams.get, words.char_norm, grams(reading), len(words.forms)):
+                found[form] = None
+        sounds = grams([sound_key(word) for word in first], 2)
+        for form in _top_forms(words.sound_grams.get, words.sound_norm, sounds, len(words.forms)):
+            found[form] = None
+        lows = np.searchsorted(words.form_row, rows, "left").tolist()
+        highs = np.searchsorted(words.form_row, rows, "right").tolist()
+        for low, high in zip(lows, highs, strict=True):
+            for form in range(low, high):
+                found.setdefault(form)
+        return list(found)[:_MAX_FORMS]
+
+    def confidence(self, wanted: Request, scored: Sequence[Candidate]) -> float:
+        """The chance, from 0 to 1, that the best candidate is what was meant."""
+        rule = model()
+        return _logistic(float(acceptance_inputs(wanted, scored) @ rule.accept) + rule.accept_bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A title's row, its score (log odds) and the features of its best name."""
+
+    row: int
+    score: float
+    features: Matrix
+
+
+def understand_raw(request: str) -> tuple[tuple[str, ...], ...]:
+    """The readings of a request that asks for anything: a title may be called just that."""
+    from agent.library.lexical import fold
+
+    words = fold(request)
+    return (words,) if words else ()
+
+
+def _logistic(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, value))))
+
+
+def _best_of(rows: Rows) -> list[Candidate]:
+    rule = model()
+    scores = expand(rows.features) @ rule.rank + rule.rank_bias
+    best: dict[int, Candidate] = {}
+    for place in np.argsort(-scores, kind="stable").tolist():
+        row = int(rows.title[place])
+        if row not in best:
+            best[row] = Candidate(row, float(scores[place]), rows.features[place])
+    return list(best.values())
+
+
+def acceptance_inputs(wanted: Request, scored: Sequence[Candidate]) -> Matrix:
+    """The inputs of the refusing rule: the best candidate's inputs, its score and lead, the request's length."""
+    first = scored[0]
+    lead = first.score - scored[1].score if len(scored) > 1 else 5.0
+    length = min(1.0, len(wanted.readings[0]) / 8.0)
+    extra = np.array([first.score / 10.0, min(lead, 5.0) / 5.0, length], np.float32)
+    return np.concatenate([expand(first.features[None])[0], extra])
+
+
+def _top_titles(words: Words, reading: Sequence[str]) -> list[int]:
+    """Rows whose names and keywords share the rarest words with the reading."""
+    score: dict[int, float] = {}
+    total = len(words)
+    for key in dict.fromkeys(stem(word) for word in reading):
+        found = words.stems.get(key)
+        if len(found) > max(200, total // 20):
+            continue
+        weight = gram_weight(len(found), total)
+        for row in found.tolist():
+            score[row] = score.get(row, 0.0) + weight
+    return sorted(score, key=lambda row: -score[row])[:_TITLES_A_SIDE]
+
+
+def _top_forms(
+    get: Callable[[str], NDArray[np.int32]], norm: NDArray[np.float32], keys: Sequence[str], total: int
+) -> list[int]:
+    """Forms that share most grams with the request, whole (both ways) and as a part of the form."""
+    distinct = list(dict.fromkeys(keys))
+    found = [get(key) for key in distinct]
+    weights = [gram_weight(len(items), total) for items in found]
+    own = sum(weights)
+    hits = [(items, weight) for items, weight in zip(found, weights, strict=True) if len(items)]
+    if not hits:
+        return []
+    common = np.bincount(
+        np.concatenate([items for items, _ in hits]),
+        np.repeat([weight for _, weight in hits], [len(items) for items, _ in hits]),
+        total,
+    )
+    alike = common / np.sqrt(own * np.maximum(norm, 1e-6))
+    part = common / (own + 0.2 * norm)
+    chosen: dict[int, None] = {}
+    for measure_ in (alike, part):
+        count = min(_FORMS_A_SIDE, total)
+        for form in np.argpartition(-measure_, count - 1)[:count].tolist():
+            if measure_[form] > 0.0:
+                chosen[form] = None
+    return list(chosen)

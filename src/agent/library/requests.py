@@ -1,0 +1,217 @@
+"""What a child's sentence asks for: the words that name a title, a language or category, or just any one, another one."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Final, Literal
+
+from agent.library.lexical import fold, stem
+
+Wish = Literal["named", "any", "another", "again"]
+
+
+def _words(*texts: str) -> frozenset[str]:
+    return frozenset(word for text in texts for word in fold(text))
+
+
+# Words that ask rather than name, in the languages children ask in; folded, so both scripts of a language are meant.
+_ASKING: Final = _words(
+    "please can could would will you play playing put start begin find give bring turn switch let lets us me we i im id"
+    " want wanna need like love to hear listen hearing listening have do know now hey ok okay hi hello um uh er so and"
+    " then well just sing singing tell read show get go the a an that this those some any more one ones my for on of by"
+    " about called named titled name title it is with where how goes go there something anything whatever surprise"
+    " random else maybe really quick quickly today mummy mommy mama daddy papa toy buddy dear kindly thanks thank"
+    " song songs music tune tunes track rhyme rhymes story stories tale tales lullaby lullabies poem nursery audio"
+    " another other different next new again same repeat once",
+    "कृपया ज़रा मुझे हमें हमको मुझको सुनाओ सुनाइए सुना सुनना सुनाना बजाओ बजाइए बजा चलाओ चलाइए चला लगाओ लगाइए लगा दो दीजिए दे चाहता"
+    " चाहती चाहिए है हूँ हूं गाओ गाना गाने गीत कहानी कहानियाँ कविता वाला वाली वाले का की के को एक कोई कुछ और दूसरा दूसरी अगला अगली"
+    " फिर से क्या तुम आप सकते सकती हो भजन लोरी संगीत एक नया नई अलग",
+    "ದಯವಿಟ್ಟು ನನಗೆ ನಮಗೆ ಹಾಡು ಹಾಡನ್ನು ಹಾಡಿ ಹಾಡು ಹಾಕು ಹಾಕಿ ಹೇಳು ಹೇಳಿ ಕೇಳಬೇಕು ಕೇಳಿಸು ಕಥೆ ಕಥೆಯನ್ನು ಕತೆ ಒಂದು ಬೇರೆ ಇನ್ನೊಂದು ಯಾವುದಾದರೂ ಪ್ಲೇ"
+    " ಮಾಡು ಮಾಡಿ ಬೇಕು ಇನ್ನೂ",
+    "దయచేసి నాకు మాకు పాట పాటను పాటలు పాడు పాడండి పెట్టు పెట్టండి వినిపించు వినిపించండి వినాలి ఉంది కథ కథను చెప్పు చెప్పండి ఒక వేరే ఇంకో"
+    " ఇంకొక ఏదైనా ప్లే చెయ్యి చేయండి",
+    "தயவுசெய்து எனக்கு எங்களுக்கு பாட்டு பாட்டை பாடல் பாடலை பாடு பாடுங்கள் போடு போடுங்கள் கேட்கணும் கேட்க வேண்டும் கதை கதையை சொல்லு"
+    " சொல்லுங்கள் ஒரு வேறு இன்னொரு ஏதாவது",
+    "bitte spiel spiele spielen spielst kannst könntest du mir uns mal ich möchte will würde gerne gern hören sing singe"
+    " erzähl erzähle erzählen lies vor mach an das die der den ein eine lied lieder liedchen musik geschichte"
+    " geschichten märchen von vom über noch eins einen anderes andere nächste nächstes irgendein irgendwas etwas",
+    "s'il te plaît plait peux tu pourrais joue jouer joues mets mettre chante chanter raconte raconter moi nous je veux"
+    " voudrais aimerais écouter entendre la le l' les une un chanson chansons comptine musique histoire histoires conte"
+    " de du des d' sur qui s'appelle encore autre suivante suivant quelque chose n'importe quoi quelle",
+    "por favor puedes podrías pon ponme toca tócame reproduce canta cántame cuenta cuéntame quiero quisiera escuchar oír"
+    " la el los las un una canción canciones música cuento cuentos historia de del sobre que se llama otra otro siguiente"
+    " algo cualquier alguna",
+    "por favor pode podes poderia toca tocar toque põe coloca cante cantar conta contar conte quero queria gostaria ouvir"
+    " escutar a o uma um música músicas canção canções história histórias conto de do da sobre que se chama outra outro"
+    " próxima próximo mais alguma qualquer",
+)
+_ANOTHER: Final = _words(
+    "another other different else next new",
+    "दूसरा दूसरी अगला अगली अलग ಇನ್ನೊಂದು ಬೇರೆ వేరే ఇంకో ఇంకొక வேறு இன்னொரு anderes andere nächste nächstes autre suivante"
+    " suivant otra otro siguiente outra outro próxima próximo",
+)
+_AGAIN: Final = _words("again repeat same once")
+# What may stand before the name of a language.
+_PREPOSITIONS: Final = _words("in auf en em im mein में from")
+_CJK_BEFORE: Final = re.compile(
+    r"^(?:请|請|麻烦|你|您|能不能|可以|可不可以|能|我|想要|想|要|给我|給我|帮我|幫我|为我|给|帮|播放|播|放|唱|讲|講|说|說|念|来|來|点|听|聽|再|换|換|随便|随机|任意"
+    r"|一首|一个|一個|一下|一段|首|个|個|那首|那个|这首|这个|另|另外|别的|下一|关于|關於|有关|叫做|叫|名叫|歌曲|儿歌|兒歌|故事|音乐|歌|的)+"
+)
+_CJK_AFTER: Final = re.compile(
+    r"(?:这首歌|那首歌|这个故事|那个故事|这首|那首|这个|的?儿歌|的?兒歌|的?歌曲|的?音乐|的?故事|的?歌|吧|好吗|可以吗|行吗|吗|谢谢|呢|啊"
+    r"|の(?:歌|お話|曲)|を?(?:かけて|流して|歌って|聞かせて|聴かせて|再生して|読んで)(?:ください|くれる|ほしい)?|が?聞きたい|が?聴きたい|ください)+$"
+)
+_CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_CJK_ANOTHER: Final = re.compile(r"换|換|另|别的|下一|再来|再來|再放|再唱|再讲")
+_PUNCTUATION: Final = re.compile(r"[\s,.!?;:，。！？、；：'\"“”‘’「」《》()（）]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A sentence understood.
+
+    `readings` are the ways to read the words that name a title, likeliest first, each as folded words; empty unless
+    `wish` is "named". `section` is where to look, None for everywhere; `section_missing` is True when a language or
+    category was asked for that the catalogue does not have. `text` is what to embed.
+    """
+
+    wish: Wish
+    readings: tuple[tuple[str, ...], ...] = ()
+    section: str | None = None
+    section_missing: bool = False
+    text: str = ""
+
+
+class Sections:
+    """The names by which a catalogue's sections may be asked for: `aliases` maps folded names to sections, or to ""
+    for languages the world knows and the catalogue does not have."""
+
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self.aliases = dict(aliases)
+        self._longest = max((alias.count(" ") + 1 for alias in self.aliases), default=0)
+
+    @classmethod
+    def of(cls, sections: Iterable[str]) -> Sections:
+        """Names of `sections`: their own, and for languages the code and the names in many languages."""
+        aliases: dict[str, str] = {}
+        known = _languages()
+        own = {" ".join(fold(section)): section for section in sections if section}
+        for code, names in known.items():
+            folded = {" ".join(fold(name)) for name in names} - {""}
+            section = next((own[name] for name in (*folded, code) if name in own), "")
+            for name in folded:
+                aliases[name] = aliases.get(name) or section
+            aliases["=" + code] = section
+        for name, section in own.items():
+            aliases[name] = section
+            aliases[" ".join(stem(word) for word in name.split())] = section
+        aliases.pop("", None)
+        return cls(aliases)
+
+    def resolve(self, name: str) -> str | None:
+        """The section that `name` means (any case, language code, other language or script), None if there is none."""
+        words = fold(name.strip())
+        folded = " ".join(words)
+        stems = " ".join(stem(word) for word in words)
+        base = words[0] if words else ""
+        for key in (folded, stems, "=" + folded, "=" + base if len(base) in {2, 3} else ""):
+            if self.aliases.get(key):
+                return self.aliases[key]
+        return None
+
+    def find(self, words: Sequence[str]) -> tuple[str, int, int] | None:
+        """The last mention of a section in `words`: (section or "", start, end), longer mentions first."""
+        for size in range(min(self._longest, len(words)), 0, -1):
+            for start in range(len(words) - size, -1, -1):
+                part = words[start : start + size]
+                key = " ".join(part)
+                if len(key) < 4:
+                    continue
+                section = self.aliases.get(key)
+                if section is None:
+                    section = self.aliases.get(" ".join(stem(word) for word in part))
+                if section is not None:
+                    return section, start, start + size
+        return None
+
+
+@cache
+def _languages() -> dict[str, list[str]]:
+    text = resources.files("agent.library").joinpath("languages.json").read_text("utf-8")
+    return {code: names for code, names in json.loads(text).items() if not code.startswith("_")}
+
+
+def asking(word: str) -> bool:
+    """Whether a folded word asks rather than names; romanised long vowels may be written double."""
+    return word in _ASKING or word.replace("aa", "a").replace("oo", "u").replace("ee", "i") in _ASKING
+
+
+def _trim(words: Sequence[str]) -> tuple[str, ...]:
+    """`words` without the asking words at both ends."""
+    start, end = 0, len(words)
+    while start < end and asking(words[start]):
+        start += 1
+    while end > start and asking(words[end - 1]):
+        end -= 1
+    return tuple(words[start:end])
+
+
+def _without_cjk_asking(text: str) -> str:
+    text = _PUNCTUATION.sub("", text)
+    return _CJK_AFTER.sub("", _CJK_BEFORE.sub("", text)) if text else text
+
+
+def understand(text: str, sections: Sections) -> Request:
+    """Read one request. Any text is allowed; one without words asks for anything at all."""
+    another = bool(_CJK_ANOTHER.search(text))
+    cjk = bool(_CJK.search(text))
+    core = _without_cjk_asking(text) if cjk else text
+    raw, words = fold(text), fold(core)
+    mention = sections.find(words)
+    section: str | None = None
+    missing = False
+    rest = words
+    if mention:
+        section, start, end = mention
+        missing = not section
+        before = words[:start]
+        if before and before[-1] in _PREPOSITIONS:
+            before = before[:-1]
+        rest = (*before, *words[end:])
+        if cjk:
+            rest = fold(_without_cjk_asking("".join(rest))) if not rest else rest
+    trimmed = _trim(rest)
+    leftover = tuple(word for word in trimmed if not asking(word))
+    if not leftover or (cjk and leftover in {("shou",), ("ge",)}):
+        asked = set(rest) | set(raw)
+        wish: Wish = "any"
+        if another or asked & _ANOTHER:
+            wish = "another"
+        elif asked & _AGAIN and not mention:
+            wish = "again"
+        return Request(wish, (), section or None, missing)
+    readings = dict.fromkeys((trimmed, _trim(words), words, raw))
+    readings.pop((), None)
+    embed = " ".join(trimmed) if text.isascii() else core
+    return Request("named", tuple(readings)[:4], section or None, missing, embed)
+
+
+def choose(ids: Sequence[int], history: Sequence[int], rng: random.Random) -> int | None:
+    """One of `ids` at random: none is repeated until all were played, and never the last one unless it is alone.
+
+    `history` is what this visit has heard, oldest first. None when there is nothing to choose from.
+    """
+    heard = Counter(history)
+    last = history[-1] if history else None
+    pool = [item for item in ids if item != last] or list(ids)
+    if not pool:
+        return None
+    least = min(heard[item] for item in pool)
+    return rng.choice([item for item in pool if heard[item] == least])
