@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import shutil
-import subprocess
-import threading
+import io
 import wave
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.greeting.espeak import synthesise
+
 Pcm = npt.NDArray[np.int16]
 """Mono int16 samples."""
 
-_SPEAKING = threading.Lock()
-_AUDIO_OUTPUT_SYNCHRONOUS = 2
-_CHARS_UTF8 = 1
 
-
-def read_wav(path: Path) -> tuple[Pcm, int]:
-    """Samples (channels mixed to one) and rate of a 16-bit WAV. Raises ValueError naming the file, OSError."""
+def read_wav(source: Path | bytes) -> tuple[Pcm, int]:
+    """Samples (channels mixed to one) and rate of a 16-bit WAV file or its bytes. Raises ValueError, OSError."""
+    name = source.name if isinstance(source, Path) else "WAV"
+    data = source.read_bytes() if isinstance(source, Path) else source
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(io.BytesIO(data)) as file:
             if file.getsampwidth() != 2:
-                raise ValueError(f"{path.name}: {8 * file.getsampwidth()} bits a sample; 16 are needed")
+                raise ValueError(f"{name}: {8 * file.getsampwidth()} bits a sample; 16 are needed")
             samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
             channels, rate = file.getnchannels(), file.getframerate()
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path.name}: not a WAV file: {error}") from None
+        raise ValueError(f"{name}: not a WAV file: {error}") from None
     if channels > 1:
         samples = samples.reshape(-1, channels).mean(axis=1)
     return samples.astype(np.int16), rate
@@ -63,11 +57,11 @@ def sweep(seconds: float, rate: int, *, low: float = 200.0, high: float = 3500.0
     return np.asarray(np.cos(phase) * amplitude * 32767, np.int16)
 
 
-def resample(samples: Pcm, rate: int, to: int) -> Pcm:
+def resample(samples: Pcm, source: int, target: int) -> Pcm:
     """Change the rate by cutting or padding the spectrum: exact for what both rates can carry."""
-    if rate == to or not samples.size:
+    if source == target or not samples.size:
         return samples
-    size = round(samples.size * to / rate)
+    size = round(samples.size * target / source)
     spectrum = np.fft.rfft(samples.astype(np.float64))
     wanted = np.zeros(size // 2 + 1, np.complex128)
     shared = min(spectrum.size, wanted.size)
@@ -140,66 +134,9 @@ def _best(window: npt.NDArray[np.float64], block: npt.NDArray[np.float64]) -> tu
 
 
 def speak(text: str, language: str = "en", rate: int = 16_000) -> Pcm:
-    """A sentence spoken by espeak-ng, from its wheel or the program on PATH. Blocks for some 20 ms.
+    """A sentence spoken by espeak-ng, at `rate`. Blocks for some 20 ms; safe from any thread.
 
-    Raises RuntimeError where neither is there, ValueError for a language it has no voice for.
+    Raises agent.errors.MediaError where espeak-ng is not there or does not know the language.
     """
-    samples, made_at = (_library() or _program())(text, language)
+    samples, made_at = synthesise(text, language)
     return resample(samples, made_at, rate)
-
-
-Voice = Callable[[str, str], tuple[Pcm, int]]
-
-
-@functools.cache
-def _library() -> Voice | None:
-    try:
-        import espeakng_loader
-    except ImportError:
-        return None
-    loader: Any = espeakng_loader
-    espeak = ctypes.CDLL(loader.get_library_path())
-    data = str(loader.get_data_path()).encode()
-    rate = espeak.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
-    if rate <= 0:
-        return None
-    callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    collected: list[bytes] = []
-
-    def collect(samples: Any, count: int, _events: Any) -> int:
-        if samples and count:
-            collected.append(ctypes.string_at(samples, count * 2))
-        return 0
-
-    callback = callback_type(collect)
-    espeak.espeak_SetSynthCallback(callback)
-
-    def voice(text: str, language: str) -> tuple[Pcm, int]:
-        # The library speaks for one caller at a time. `callback` is named here so that it lives as long as the voice.
-        with _SPEAKING:
-            assert callback
-            collected.clear()
-            if espeak.espeak_SetVoiceByName(language.lower().encode()) != 0:
-                raise ValueError(f"espeak-ng has no voice for the language {language}")
-            encoded = text.encode() + b"\0"
-            espeak.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _CHARS_UTF8, None, None)
-            espeak.espeak_Synchronize()
-            return np.frombuffer(b"".join(collected), np.int16), rate
-
-    return voice
-
-
-def _program() -> Voice:
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise RuntimeError("espeak-ng is needed to speak: install the Python package espeakng-loader, or espeak-ng")
-
-    def voice(text: str, language: str) -> tuple[Pcm, int]:
-        command = [program, "-v", language.lower(), "--stdout", "--", text]
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
-        if done.returncode:
-            raise ValueError(f"espeak-ng cannot speak {language}: {done.stderr.decode(errors='replace').strip()}")
-        # A stream's header cannot know its length: what follows the 44 bytes is the sound.
-        return np.frombuffer(done.stdout[44 : 44 + (len(done.stdout) - 44) // 2 * 2], "<i2").astype(np.int16), 22_050
-
-    return voice
