@@ -21,6 +21,10 @@ class IdentityError(ToyError):
     """No device can be recognised in a room name or a participant."""
 
 
+class InvalidCall(ToyError):
+    """A device function or its arguments are not what the device contract allows."""
+
+
 class RemoteError(ToyError):
     """A service beside us answered badly, or did not answer."""
 
