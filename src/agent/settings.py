@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """API key of the LiveKit project."""
     livekit_api_secret: SecretStr = Field(default=SecretStr(""), examples=["a long random text"])
     """API secret of the LiveKit project."""
+    single_peer_connection: Literal["auto", "true", "false"] = Field(default="auto", examples=["auto"])
+    """One WebRTC connection for both directions; `auto` asks the server once whether it can."""
     agent_name: str = Field(default="", max_length=200, examples=["toy"])
     """Empty: the worker takes every room. Else LiveKit's explicit dispatch by this name."""
 
@@ -147,6 +149,10 @@ class Settings(BaseSettings):
     """One process per room, or threads of one process."""
     max_rooms: int = Field(default=0, ge=0, le=10000, examples=["25"])
     """Rooms at once; 0: derived from cores and memory."""
+    device_grace: float = Field(default=20.0, ge=0, le=3600, examples=["20"])
+    """How long a visit waits for a device that dropped, in seconds."""
+    device_wait: float = Field(default=120.0, ge=1, le=86400, examples=["120"])
+    """How long an agent that came first waits for its device, in seconds."""
     drain_timeout: float = Field(default=1800.0, ge=0, le=86400, examples=["1800"])
     """How long SIGTERM waits for visits to end, in seconds."""
     state_dir: Path = Field(default=Path(".state"), examples=["/var/lib/toy-agent"])

@@ -15,9 +15,7 @@ class Timeline:
 
     __slots__ = ("_clock", "_marks", "_start", "t0_wall")
 
-    def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._start = clock()
         self.t0_wall = wall()

@@ -1,0 +1,17 @@
+"""Imported once by the forkserver: what it loads is shared copy-on-write by every job process.
+
+Nothing here may start a thread, an event loop or WebRTC, and nothing may raise: that would end the forkserver.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from agent import process, room  # noqa: F401 — the room's modules are imported here so that no room pays for them
+from agent.errors import ToyError
+
+try:
+    process.shared()
+except ToyError as error:
+    # The worker has already refused wrong settings; the processes will say the same when they try again.
+    sys.stderr.write(f"{error}\n")
