@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -31,3 +34,26 @@ class Title:
     def names(self) -> tuple[str, ...]:
         """Everything the title is called: the title itself, its romanised form, its alternatives; no repeats."""
         return tuple(dict.fromkeys(name for name in (self.title, self.romanized, *self.alternatives) if name))
+
+
+def stable_id(kind: Kind, section: str, title: str) -> int:
+    """The id a title has wherever it is loaded first: 0 <= id < 2**63, from its kind, section and title alone.
+
+    Texts that look the same (Unicode normal form C, surrounding blanks) count as the same.
+    """
+    parts = (kind, *(unicodedata.normalize("NFC", part).strip() for part in (section, title)))
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8]) >> 1
+
+
+def confined(filename: str) -> bool:
+    """Whether `filename` is a relative path that stays in its folder: no `..`, root, drive, scheme or control sign."""
+    if not filename or len(filename) > 1000 or any(unicodedata.category(sign) in {"Cc", "Cs"} for sign in filename):
+        return False
+    if filename[0] in "/\\~" or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", filename):
+        return False
+    return not {"..", "."} & set(re.split(r"[/\\]", filename))
+
+
+def embedded_text(title: Title) -> str:
+    """What of a title its vector is made from: every name it has, then its keywords."""
+    return ". ".join((*title.names, ", ".join(title.keywords))).strip(". ")
