@@ -135,10 +135,10 @@ class Fate:
         """Whether to answer 200 with rubbish."""
         return self.fault is Fault.NONSENSE
 
-    async def before_answer(self, request: web.Request) -> None:
+    async def before_answer(self) -> None:
         """Wait the first delay. Raises HTTPException for an error reply and Cut when the connection is gone."""
         if self.fault is Fault.HANG:
-            await self._until_healed(lambda: _abort(request))
+            await self._until_healed()
         if self.behaviour.first:
             await asyncio.sleep(self.behaviour.first)
         if self.fault is Fault.RATE_LIMIT:
@@ -165,7 +165,7 @@ class Fate:
         if index < self.behaviour.after:
             return
         if self.fault is Fault.STALL:
-            await self._until_healed(cut)
+            await self._until_healed()
         elif self.fault is Fault.RESET:
             await _call(cut)
             raise Cut
@@ -178,9 +178,8 @@ class Fate:
         self._chunk = max(self._chunk, self.behaviour.after)
         await self.before_chunk(lambda: _abort(request), lambda: _close(request))
 
-    async def _until_healed(self, cut: Callable[[], Awaitable[Any] | None]) -> None:
+    async def _until_healed(self) -> None:
         await self._healed.wait()
-        await _call(cut)
         raise Cut
 
 
@@ -212,7 +211,11 @@ class Stream:
         """Send one chunk after its gap. Raises Cut when the fault has struck."""
         if not self.response.prepared:
             await self.response.prepare(self._request)
-        await self._fate.before_chunk(lambda: _abort(self._request), lambda: _close(self._request))
+        try:
+            await self._fate.before_chunk(lambda: _abort(self._request), lambda: _close(self._request))
+        except Cut:
+            _close(self._request)
+            raise
         await self.response.write(data)
 
     async def finish(self) -> web.StreamResponse:
