@@ -135,10 +135,16 @@ class Fate:
         """Whether to answer 200 with rubbish."""
         return self.fault is Fault.NONSENSE
 
-    async def before_answer(self) -> None:
-        """Wait the first delay. Raises HTTPException for an error reply and Cut when the connection is gone."""
+    async def before_answer(self, request: web.Request | None = None) -> None:
+        """Wait the first delay. Raises HTTPException for an error reply, and Cut when a hang is healed.
+
+        With `request` the hanging connection is aborted then.
+        """
         if self.fault is Fault.HANG:
-            await self._until_healed()
+            await self._healed.wait()
+            if request is not None:
+                _abort(request)
+            raise Cut
         if self.behaviour.first:
             await asyncio.sleep(self.behaviour.first)
         if self.fault is Fault.RATE_LIMIT:
