@@ -33,7 +33,8 @@ MEMORY_MAX: Final = 300
 TEMPLATE_TEXT_MAX: Final = 60_000
 """Characters a rendered template may have."""
 
-_MARKER: Final = re.compile(r"<memory>(?:.*?</memory>)?|<memory\s*/>", re.DOTALL | re.IGNORECASE)
+_MARKER: Final = re.compile(r"<memory\s*/?>", re.IGNORECASE)
+_MARKER_END: Final = re.compile(r"</memory\s*>", re.IGNORECASE)
 _RAW_TAG: Final = re.compile(r"\{\{.*?(?:\}\}|$)|\{%.*?(?:%\}|$)|\{#.*?(?:#\}|$)", re.DOTALL)
 _POINTER: Final = "(it stands in <memory> at the end)"
 _NOTHING_YET: Final = "nothing yet"
@@ -172,7 +173,9 @@ def _move_memory(body: str) -> tuple[str, bool]:
     marker = _MARKER.search(body)
     if marker is None:
         return body, False
-    before, after = body[: marker.start()], _MARKER.sub("", body[marker.end() :])
+    end = _MARKER_END.search(body, marker.end()) if not marker[0].endswith("/>") else None
+    before, after = body[: marker.start()], body[(end or marker).end() :]
+    after = _MARKER_END.sub("", _MARKER.sub("", after))
     return re.sub(r"\n{3,}", "\n\n", before + _POINTER + after).strip(), True
 
 

@@ -18,13 +18,13 @@ _JOINERS: Final = "\u200c\u200d"
 _MARKUP: Final = re.compile(r"[<>{}`|\\]")
 # What goes on in lower case is the same sentence: 'Say "Hello!" first.'
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…।])(?=\s+[^a-z\s])|(?<=[.!?…।][\"'”’)])(?=\s+[^a-z\s])|(?<=[。！？])")
-_PARENTHESIS: Final = re.compile(rf"\s*[(\[（][^()\[\]（）]*[{HOLE}{NAME_HOLE}][^()\[\]（）]*[)\]）]")
+_PARENTHESIS: Final = re.compile(rf"\s?[(\[（][^()\[\]（）]*[{HOLE}{NAME_HOLE}][^()\[\]（）]*[)\]）]")
 _RELATIVE: Final = re.compile(
-    rf"\s*,\s+(?:and\s+)?(?:who|whose|which|aged?)\b[^,.;!?]*[{HOLE}{NAME_HOLE}][^,.;!?]*,?", re.IGNORECASE
+    rf",\s(?:and\s)?(?:who|whose|which|aged?)\b[^,.;!?]*[{HOLE}{NAME_HOLE}][^,.;!?]*,?", re.IGNORECASE
 )
 # A sentence that speaks of the name itself, or holds words to be said, makes no sense with another word in its place.
 _ABOUT_NAME: Final = re.compile(
-    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|:\s*\W*{NAME_HOLE}|^\W*{NAME_HOLE}\W*$",
+    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|:\W{{0,3}}{NAME_HOLE}|^\W*{NAME_HOLE}\W*$",
     re.IGNORECASE,
 )
 
@@ -77,7 +77,8 @@ def _wordy(text: str) -> bool:
 
 def _mend_line(line: str) -> str:
     indent = line[: len(line) - len(line.lstrip())]
-    sentences = [_mend_sentence(part) for part in _SENTENCE_END.split(line)]
+    # Runs of blanks would make the patterns below slow.
+    sentences = [_mend_sentence(part) for part in _SENTENCE_END.split(" ".join(line.split()))]
     return indent + "".join(part for part in sentences if part).strip()
 
 
