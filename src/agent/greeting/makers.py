@@ -64,7 +64,7 @@ class EdgeMaker:
                 if chunk["type"] == "audio":
                     sound += chunk["data"]
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Unavailable(f"edge-tts: {type(error).__name__}") from error
+            raise Unavailable(f"edge-tts: cannot be reached ({type(error).__name__})") from error
         except (edge_tts.exceptions.EdgeTTSException, ValueError) as error:
             raise Rejected(f"edge-tts: {error}") from error
         return await asyncio.to_thread(audio.decode, bytes(sound))
