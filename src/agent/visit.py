@@ -1,0 +1,274 @@
+"""One device in one room: what it holds, in the order in which it starts, and the reverse in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import structlog
+from livekit import rtc
+from livekit.agents import JobContext
+from livekit.agents.utils.aio import cancel_and_wait
+
+from agent.briefing.desk import BriefingDesk
+from agent.briefing.profile import Briefing
+from agent.conversation.conversation import Conversation
+from agent.conversation.ear import Ear
+from agent.conversation.presence import Presence
+from agent.device.identity import identify_room
+from agent.device.link import DeviceLink
+from agent.device.messages import AbortPlayback, CleanupRequest, speech_created
+from agent.greeting.bank import Greeting
+from agent.process import Kit
+from agent.speaker.speaker import Speaker
+from agent.telemetry.timeline import Timeline
+from agent.values import device_key
+
+log = structlog.get_logger(__name__)
+
+_LEFT_FOR_GOOD = frozenset(
+    {
+        rtc.DisconnectReason.CLIENT_INITIATED,
+        rtc.DisconnectReason.ROOM_DELETED,
+        rtc.DisconnectReason.USER_REJECTED,
+        rtc.DisconnectReason.PARTICIPANT_REMOVED,
+    }
+)
+
+
+class Visit:
+    """Made by the entrypoint, in the job's event loop; `aclose` undoes whatever was reached."""
+
+    def __init__(self, ctx: JobContext) -> None:
+        self.timeline = Timeline()
+        self.ctx = ctx
+        self.kit = Kit.of(ctx.proc)
+        self.settings = self.kit.shared.settings
+        self.device = identify_room(ctx.job.room.name)
+        self.log = log.bind(device=device_key(self.device.mac, self.settings.device_salt.get_secret_value()))
+        self.link = DeviceLink(ctx.room, self.device.participant_identity)
+        self.presence = Presence(self.link.send)
+        self.ear = Ear(ctx.room, self.device.participant_identity)
+        self.speaker = Speaker()
+        self.desk = BriefingDesk(self.settings, mac=self.device.mac, room_name=ctx.job.room.name)
+        self.known: Briefing | None = None
+        self.briefing: Briefing | None = None
+        self.greeting: Greeting | None = None
+        self.greeted = asyncio.Event()
+        self.conversation: Conversation | None = None
+        self._fetching: asyncio.Task[Briefing] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: asyncio.TimerHandle | None = None
+        self._stack = AsyncExitStack()
+
+    # In order
+
+    async def prepare(self) -> None:
+        """Open what needs no room; the briefing starts here and nothing waits for it before the greeting."""
+        for name, at in _dispatch_moments(self.ctx):
+            self.timeline.mark_wall(name, at)
+        push = self._stack.push_async_callback
+        await self._stack.enter_async_context(self.desk)
+        push(self.speaker.aclose)
+        push(self.ear.aclose)
+        push(self.link.aclose)
+        push(self._end_tasks)
+        self._follow_device()
+        self.link.on(AbortPlayback, self._on_abort)
+        self.link.on(CleanupRequest, lambda _: self.leave("cleanup requested"))
+        self.speaker.on_audible = self._on_audible
+        self._fetching = self.spawn(self._fetch(), "briefing")
+
+    async def connect(self) -> None:
+        """Join the room and publish the one track."""
+        single = {"auto": None, "true": True, "false": False}[self.settings.single_peer_connection]
+        await self.ctx.connect(single_peer_connection=single)
+        self.timeline.mark("connected")
+        self.link.start()
+        await self.speaker.publish(self.ctx.room)
+        self.timeline.mark("published")
+
+    async def greet(self) -> None:
+        """Say the recorded greeting as soon as the device listens; with what is known by then, waiting for nothing."""
+        if not self._device_here():
+            self._expect_device(self.settings.device_wait, "no device came")
+        await self.speaker.wait_for_listener()
+        self.timeline.mark("subscribed")
+        self._expect_device(None)
+        if self.settings.enable_presynth_greeting.on_for(self.device.mac, "enable_presynth_greeting"):
+            self.greeting = self._choose()
+        if self.greeting is None:
+            self.greeted.set()
+            return
+        self.speaker.play(self.greeting.pcm, on_end=self._on_greeted)
+        self.link.send(
+            speech_created("say", user_initiated=True, created_at=time.time(), text=self.greeting.text or None)
+        )
+
+    async def converse(self) -> None:
+        """Bring the conversation up behind the greeting."""
+        assert self._fetching is not None
+        await asyncio.sleep(0)  # the greeting's first frame goes first
+        self.briefing = await self._fetching
+        self.conversation = Conversation(self)
+        self._stack.push_async_callback(self.conversation.aclose)
+        await self.conversation.start()
+        self.timeline.mark("session_ready")
+        self.spawn(self._report_greeting(), "greeting report")
+
+    async def aclose(self) -> None:
+        """Persist, then close everything in reverse order."""
+        self.timeline.mark("end")
+        self._expect_device(None)
+        await self._stack.aclose()
+        self.log.info(
+            "visit ended",
+            t0_wall=self.timeline.t0_wall,
+            marks=self.timeline.marks,
+            data_channel=dict(self.link.counts),
+            words_dropped=self.ear.dropped,
+        )
+
+    # Beside it
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a task that the visit supervises: a failure is logged, and it ends with the visit at the latest."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def leave(self, reason: str) -> None:
+        """End the job; everything is persisted first."""
+        self.timeline.mark("leaving")
+        self.ctx.shutdown(reason)
+
+    async def _fetch(self) -> Briefing:
+        self.known = await self.desk.peek()
+        self.briefing = await self.desk.fetch()
+        self.timeline.mark("briefing_ready")
+        return self.briefing
+
+    def languages(self) -> list[str | None]:
+        """Languages known by now, best first."""
+        participant = self.ctx.room.remote_participants.get(self.device.participant_identity)
+        return [
+            participant.attributes.get("language") if participant is not None else None,
+            _language_in(self.ctx.job.room.metadata),
+            self.briefing.language if self.briefing is not None else None,
+            self.known.language if self.known is not None else None,
+            self.settings.greeting_language,
+        ]
+
+    def _choose(self) -> Greeting | None:
+        known = self.briefing or self.known
+        bank = self.kit.shared.bank
+        languages = self.languages()
+        if known is not None and known.bind_code is not None:
+            return bank.bind_code(known.bind_code, languages) or bank.sentence("bind_first", languages)
+        age = known.child.age if known is not None and known.child is not None else None
+        return bank.choose(languages, age=age)
+
+    async def _report_greeting(self) -> None:
+        await self.greeted.wait()
+        briefing = self.briefing
+        self.log.info(
+            "greeting finished",
+            t0_wall=self.timeline.t0_wall,
+            marks=self.timeline.marks,
+            greeting=self.greeting.id if self.greeting is not None else None,
+            sources={part.value: source.value for part, source in briefing.sources.items()} if briefing else {},
+            briefing_ms=dict(briefing.timings_ms) if briefing else {},
+        )
+
+    # What happens meanwhile
+
+    def _on_audible(self, audible: bool) -> None:
+        if audible:
+            self.timeline.mark("first_frame")
+        self.presence.audible(audible)
+
+    def _on_greeted(self, _samples: int, _interrupted: bool) -> None:
+        self.timeline.mark("greeting_end")
+        self.greeted.set()
+
+    def _on_abort(self, _message: AbortPlayback) -> None:
+        self.timeline.mark("aborted")
+        self.speaker.stop_speech()
+        if self.conversation is not None:
+            self.conversation.stop()
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("a part of the visit failed", part=task.get_name(), exc_info=error)
+
+    async def _end_tasks(self) -> None:
+        await cancel_and_wait(*self._tasks)
+
+    # The device's coming and going
+
+    def _device_here(self) -> bool:
+        return self.device.participant_identity in self.ctx.room.remote_participants
+
+    def _follow_device(self) -> None:
+        room, identity = self.ctx.room, self.device.participant_identity
+
+        def on_left(participant: rtc.RemoteParticipant) -> None:
+            if participant.identity != identity:
+                return
+            if participant.disconnect_reason in _LEFT_FOR_GOOD:
+                self.leave("the device left")
+            else:
+                self._expect_device(self.settings.device_grace, "the device did not come back")
+
+        def on_came(participant: rtc.RemoteParticipant) -> None:
+            if participant.identity == identity:
+                self._expect_device(None)
+
+        def on_disconnected(*_: object) -> None:
+            self.timeline.mark("disconnected")
+
+        events: list[tuple[Any, Callable[..., None]]] = [
+            ("participant_disconnected", on_left),
+            ("participant_connected", on_came),
+            ("disconnected", on_disconnected),
+        ]
+        for event, handler in events:
+            room.on(event, handler)
+            self._stack.callback(room.off, event, handler)
+
+    def _expect_device(self, seconds: float | None, otherwise: str = "") -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        if seconds is not None:
+            self._waiting = asyncio.get_running_loop().call_later(seconds, partial(self.leave, otherwise))
+
+
+def _language_in(metadata: str) -> str | None:
+    """`language` of a room's metadata, where that is a JSON object of reasonable size."""
+    if not metadata or len(metadata) > 16_384:
+        return None
+    try:
+        found = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return None
+    language = found.get("language") if isinstance(found, dict) else None
+    return language if isinstance(language, str) else None
+
+
+def _dispatch_moments(ctx: JobContext) -> list[tuple[str, float]]:
+    # The framework keeps them for its own root span; they are wall-clock times of the worker's process.
+    info = ctx._info
+    return [
+        ("job_received", info.received_at),
+        ("job_accepted", info.accepted_at),
+        ("job_assigned", info.assigned_at),
+        ("process_given", info.launched_at),
+    ]
