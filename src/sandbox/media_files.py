@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.stream import AudioStream
 
 Pcm = npt.NDArray[np.int16]
 
@@ -49,7 +50,7 @@ def encode(samples: Pcm, form: str, *, rate: int = 24_000, bit_rate: int = 128_0
 
 def _write(path: Path, samples: Pcm, recipe: _Recipe, layout: str, rate: int, bit_rate: int) -> None:
     with av.open(str(path), "w", format=recipe.container, options=recipe.options) as container:
-        stream = container.add_stream(recipe.codec, rate=recipe.rate, layout=layout)
+        stream = cast(AudioStream, container.add_stream(recipe.codec, rate=recipe.rate, layout=layout))
         stream.options = dict(recipe.codec_options)
         if "qscale" in recipe.codec_options:
             stream.codec_context.qscale = True

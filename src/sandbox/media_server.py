@@ -106,7 +106,7 @@ class MediaServer:
         await asyncio.sleep(self.latency * (2 if new else 1))
         await fate.before_answer(request)
         if fate.nonsense:
-            return self._answered(path, request, web.Response(text="<html>Please log in to the wireless network</html>"))
+            return self._answered(path, request, web.Response(text="<html>Please log in to the network</html>"))
         if path in self.redirects:
             return self._answered(path, request, web.Response(status=302, headers={"Location": self.redirects[path]}))
         data = await self._load(path)

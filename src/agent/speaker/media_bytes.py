@@ -36,6 +36,8 @@ class MediaLimits:
     """Decoded bytes (24 kHz mono) for each byte read, after the first minute."""
     max_barren_bytes: int = 16 * 1024 * 1024
     """Bytes read without one decoded sample between them."""
+    start: float = 12.0
+    """How long the source may fail before its first byte."""
     stall: float = 5.0
     """How long the server may send nothing."""
     attempts: int = 5
@@ -187,6 +189,7 @@ class HttpBytes:
     async def run(self) -> None:
         """Fetch until cancelled, or until the source has failed for good: the reader is told then."""
         failures = 0
+        begun = self._loop.time()
         try:
             while True:
                 position = await self._next_gap()
@@ -201,7 +204,8 @@ class HttpBytes:
                 except TemporaryMediaError as error:
                     failures = 1 if self._stored(position) > before else failures + 1
                     self.retries += 1
-                    if failures >= self._limits.attempts or self.retries >= self._limits.total_attempts:
+                    late = self._head.end == 0 and self._loop.time() - begun > self._limits.start
+                    if late or failures >= self._limits.attempts or self.retries >= self._limits.total_attempts:
                         raise MediaError(f"the source is broken: {error}") from error
                     pause = min(self._limits.backoff * 2 ** (failures - 1), self._limits.max_backoff)
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))

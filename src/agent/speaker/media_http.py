@@ -106,8 +106,8 @@ class MediaHttp:
         *,
         private_network: bool = False,
         resolver: AbstractResolver | None = None,
-        connect_timeout: float = 4.0,
-        answer_timeout: float = 6.0,
+        connect_timeout: float = 3.0,
+        answer_timeout: float = 4.0,
     ) -> None:
         self._base = URL(base_url)
         guarded = not private_network and is_remote(self._base.host or "")

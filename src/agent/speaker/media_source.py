@@ -82,7 +82,7 @@ class MediaSource:
         self._ended = False
         self._error: MediaError | None = None
         self._closed = False
-        self._dry = True
+        self._wake_at = 1
         self._marks: deque[Mark] = deque(marks, maxlen=_MARKS)
         self._position = self._first
         self._produced = 0
@@ -122,18 +122,20 @@ class MediaSource:
         if self._error is not None and not self._buffered:
             raise self._error
 
-    def read(self, samples: int) -> Samples | None:
+    def read(self, samples: int, at_least: int = 0) -> Samples | None:
         """The next 1 to `samples` samples; none of them at the end; None while there are none yet. Never blocks.
 
+        None too while fewer than `at_least` are buffered and more are coming: `on_data` tells when they are there.
         Raises MediaError when the file is broken or its source has failed for good.
         """
         with self._changed:
-            if not self._blocks:
+            short = self._buffered < at_least and not self._ended and self._error is None
+            if short or not self._blocks:
                 if self._error is not None:
                     raise self._error
                 if self._ended:
                     return _NOTHING
-                self._dry = True
+                self._wake_at = max(at_least, 1)
                 return None
             block = self._blocks.popleft()
             if len(block) > samples:
@@ -340,8 +342,10 @@ class MediaSource:
             self._blocks.append(samples)
             self._buffered += len(samples)
             self.most_buffered = max(self.most_buffered, self._buffered)
-            was_dry, self._dry = self._dry, False
-        if was_dry:
+            enough = 0 < self._wake_at <= self._buffered
+            if enough:
+                self._wake_at = 0
+        if enough:
             with suppress(RuntimeError):  # the loop may be gone: then nobody waits
                 self._loop.call_soon_threadsafe(self._announce)
         return 0
