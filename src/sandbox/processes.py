@@ -25,6 +25,8 @@ import psutil
 T = TypeVar("T")
 
 REPO = Path(__file__).resolve().parents[2]
+RUN_MARKER = "SANDBOX_RUN"
+"""Set in the environment it is handed down to every process of a run, by which all of them can be found again."""
 _LINES_KEPT = 20_000
 # A pipe from the starter to a shell that kills the group once the pipe breaks: works however the starter dies,
 # and reaches grandchildren, which the kernel's parent-death signal does not.
@@ -67,6 +69,18 @@ def group_members(group: int) -> list[psutil.Process]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return members
+
+
+def marked_processes(run: str) -> list[psutil.Process]:
+    """Living processes whose environment carries this RUN_MARKER, this one left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(RUN_MARKER) == run:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
 
 
 class ManagedProcess:
@@ -267,7 +281,7 @@ def plain_environment(extra: Mapping[str, str | None] | None = None) -> dict[str
 
     What a developer has set for the product, keys above all, does not reach a test's worker.
     """
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+    kept = ("PATH", RUN_MARKER, "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
     env: dict[str, str | None] = {name: os.environ.get(name) for name in kept}
     return {name: value for name, value in {**env, **(extra or {})}.items() if value is not None}
 
