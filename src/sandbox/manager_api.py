@@ -129,6 +129,7 @@ class ManagerApi:
         self._port = port
         self._runner: web.AppRunner | None = None
         self._clients: set[Any] = set()
+        self._arrived = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -152,6 +153,11 @@ class ManagerApi:
     def count(self, call: Call | str) -> int:
         """How many requests a call has had."""
         return self.behaviour[Call(call)].requests
+
+    async def until_called(self, call: Call | str, times: int = 1) -> None:
+        """Return when a call has arrived so many times since the start."""
+        while sum(arrived == call for arrived, _ in self.requests) < times:
+            await self._arrived.wait()
 
     def delay(self, seconds: float, *calls: Call | str) -> None:
         """Answer `calls` (default: all) this much later."""
@@ -285,6 +291,8 @@ class ManagerApi:
         fate = self.behaviour[call].take()
         body = await _json(request)
         self.requests.append((call, body))
+        self._arrived.set()
+        self._arrived = asyncio.Event()
         await fate.before_answer(request)
         override = self._take_override(call)
         status, headers = 200, {"Content-Type": "application/json"}

@@ -22,7 +22,7 @@ MAX_ANSWER_BYTES: Final = 512 * 1024
 CONTENT_MAX: Final = 1000
 """Characters of a chat line the Manager API keeps."""
 _ATTEMPTS: Final = 3
-_BACKOFF: Final = tenacity.wait_exponential_jitter(initial=0.05, max=0.5, jitter=0.1)
+_BACKOFF: Final = tenacity.wait_exponential(multiplier=0.05, max=0.5) + tenacity.wait_random(0, 0.1)
 _BUSY: Final = frozenset({408, 425})
 
 
