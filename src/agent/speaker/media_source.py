@@ -187,6 +187,8 @@ class MediaSource:
             try:
                 async with asyncio.timeout(5):
                     await self._thread_ended.wait()
+                # It is past its last statement: this takes microseconds.
+                self._thread.join(1)
             except TimeoutError:
                 _log.warning("media_decoder_hangs")
         self._blocks.clear()
