@@ -84,6 +84,41 @@ def test_a_lane_has_one_owner_until_its_lease_ends(store: SqliteOutbox, clock: C
     assert drain(store, AA, "second") == ["1", "2"]
 
 
+def held(text: str, hold_s: float, key: str = "growing") -> OutboxItem:
+    return OutboxItem.of("chat", "aa", {"text": text}, key=key, hold_s=hold_s)
+
+
+def test_an_item_on_hold_grows_and_is_delivered_when_it_is_let_go(store: SqliteOutbox) -> None:
+    assert store.add([held("a", 100)]) == 1
+    assert store.add([held("ab", 100)]) == 1
+    assert store.claim("me", "chat", 5, 10) == []
+    store.add([held("abc", 0), line("aa", 2)])
+    assert store.claim("me", "chat", 5, 10) == [AA]
+    assert drain(store, AA) == ["abc", "2"]
+    assert store.add([held("abcd", 0)]) == 0, "what was delivered does not grow any more"
+
+
+def test_an_item_whose_writer_died_is_delivered_when_its_hold_ends(store: SqliteOutbox, clock: Clock) -> None:
+    store.add([line("aa", 1), held("a", 100)])
+    assert store.claim("me", "chat", 5, 10) == [AA]
+    assert drain(store, AA) == ["1"]
+    clock.now += 99
+    assert store.claim("me", "chat", 5, 10) == []
+    clock.now += 1
+    assert store.claim("me", "chat", 5, 10) == [AA]
+    assert drain(store, AA) == ["a"]
+
+
+def test_a_new_item_does_not_shorten_the_wait_after_a_failure(store: SqliteOutbox, clock: Clock) -> None:
+    store.add([line("aa", 1)])
+    store.claim("me", "chat", 5, 10)
+    item = store.head(AA, "me", 10)
+    assert item is not None
+    store.postpone(AA, "me", item, 30)
+    store.add([line("aa", 2), held("a", 0)])
+    assert store.claim("me", "chat", 5, 10) == []
+
+
 def test_released_lanes_are_free_at_once(store: SqliteOutbox) -> None:
     store.add([line("aa", 1)])
     store.claim("first", "chat", 5, 10)

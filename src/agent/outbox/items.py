@@ -19,7 +19,9 @@ OutboxKind = Literal["chat", "memory"]
 class OutboxItem:
     """One thing to deliver. `key` makes repeats harmless; `lane` is the device, whose items keep their order.
 
-    `body` is a JSON object as text; `created_at` is in Unix seconds; `attempts` counts failed deliveries.
+    `body` is a JSON object as text; `created_at` is in Unix seconds; `attempts` counts failed deliveries. With
+    `hold_s` it is delivered no sooner than that many seconds after it was added, and until then adding the same key
+    again replaces it: so something that still grows is on disk already.
     """
 
     kind: str
@@ -28,9 +30,12 @@ class OutboxItem:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created_at: float = field(default_factory=time.time)
     attempts: int = 0
+    hold_s: float = 0.0
 
     @classmethod
-    def of(cls, kind: OutboxKind, lane: str, payload: Mapping[str, Any], *, key: str | None = None) -> OutboxItem:
+    def of(
+        cls, kind: OutboxKind, lane: str, payload: Mapping[str, Any], *, key: str | None = None, hold_s: float = 0.0
+    ) -> OutboxItem:
         """Build an item from a JSON object. Raises ValueError where it is no JSON or larger than 256 KiB."""
         try:
             body = json.dumps(dict(payload), separators=(",", ":"), allow_nan=False)
@@ -38,7 +43,7 @@ class OutboxItem:
             raise ValueError(f"an outbox item must be JSON: {error}") from None
         if len(body) > MAX_BODY_BYTES:
             raise ValueError(f"an outbox item may have {MAX_BODY_BYTES} bytes, this has {len(body)}")
-        return cls(kind, lane, body, key or uuid.uuid4().hex)
+        return cls(kind, lane, body, key or uuid.uuid4().hex, hold_s=hold_s)
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -91,7 +96,8 @@ class OutboxStore(Protocol):
     """
 
     def add(self, items: Sequence[OutboxItem]) -> int:
-        """Keep `items` in order; known keys, delivered ones included, are ignored. Returns how many were new.
+        """Keep `items` in order; a known key replaces an item on hold, else it is ignored, also when it was delivered
+        or set aside long ago. Returns how many were kept.
 
         When it returns, they survive a kill of any process and a loss of power.
         """
@@ -102,7 +108,7 @@ class OutboxStore(Protocol):
         ...
 
     def head(self, lane: Lane, owner: str, lease_s: float) -> OutboxItem | None:
-        """The lane's first item, the lease renewed; None when the lane is empty (and given up) or no longer ours."""
+        """The lane's first item, the lease renewed; None when it is empty or on hold (and given up) or no longer ours."""
         ...
 
     def renew(self, owner: str, lease_s: float) -> None:

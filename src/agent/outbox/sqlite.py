@@ -17,7 +17,8 @@ from agent.state import open_database
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS items(
     seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, lane TEXT NOT NULL,
-    body TEXT NOT NULL, created_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0);
+    body TEXT NOT NULL, created_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    not_before REAL NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS items_lane ON items(kind, lane, seq);
 CREATE INDEX IF NOT EXISTS items_age ON items(created_at);
 CREATE TABLE IF NOT EXISTS lanes(
@@ -36,6 +37,17 @@ _COUNT: Final = (
     "INSERT INTO counters(kind, name, value) VALUES(?, ?, ?) "
     "ON CONFLICT(kind, name) DO UPDATE SET value = value + excluded.value"
 )
+_ADD: Final = """
+INSERT INTO items(key, kind, lane, body, created_at, not_before) SELECT ?1, ?2, ?3, ?4, ?5, ?6
+WHERE NOT EXISTS(SELECT 1 FROM delivered WHERE key = ?1) AND NOT EXISTS(SELECT 1 FROM dead WHERE key = ?1)
+ON CONFLICT(key) DO UPDATE SET body = excluded.body, not_before = excluded.not_before WHERE items.not_before > ?7
+"""
+# A lane that waits for an item on hold moves with it; one that waits after a failure keeps waiting.
+_OPEN_LANE: Final = """
+INSERT INTO lanes(kind, lane, ready_at) VALUES(?1, ?2, ?3) ON CONFLICT(kind, lane) DO UPDATE
+SET ready_at = MIN(ready_at, excluded.ready_at)
+WHERE NOT EXISTS(SELECT 1 FROM items WHERE kind = ?1 AND lane = ?2 AND attempts > 0)
+"""
 DELIVERED_KEPT_S: Final = 86400.0
 """How long a delivered key is remembered: longer than any process can still hold its item in memory."""
 DEAD_KEPT: Final = 10_000
@@ -74,21 +86,16 @@ class SqliteOutbox:
 
     def add(self, items: Sequence[OutboxItem]) -> int:
         now = self._clock()
-        new = 0
+        kept = 0
         with self._transaction() as db:
             for item in items:
-                row = (item.key, item.kind, item.lane, item.body, item.created_at)
-                new += db.execute(
-                    "INSERT OR IGNORE INTO items(key, kind, lane, body, created_at) SELECT ?1, ?2, ?3, ?4, ?5 "
-                    "WHERE NOT EXISTS(SELECT 1 FROM delivered WHERE key = ?1) "
-                    "AND NOT EXISTS(SELECT 1 FROM dead WHERE key = ?1)",
-                    row,
+                ready_at = now + item.hold_s
+                kept += db.execute(
+                    _ADD, (item.key, item.kind, item.lane, item.body, item.created_at, ready_at, now)
                 ).rowcount
-                db.execute(
-                    "INSERT OR IGNORE INTO lanes(kind, lane, ready_at) VALUES(?, ?, ?)", (item.kind, item.lane, now)
-                )
+                db.execute(_OPEN_LANE, (item.kind, item.lane, ready_at))
             self._drop_surplus(db)
-        return new
+        return kept
 
     def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
         now = self._clock()
@@ -110,22 +117,30 @@ class SqliteOutbox:
         return lanes
 
     def head(self, lane: Lane, owner: str, lease_s: float) -> OutboxItem | None:
+        now = self._clock()
         with self._transaction() as db:
             held = db.execute(
                 "UPDATE lanes SET lease_until = ? WHERE kind = ? AND lane = ? AND owner = ?",
-                (self._clock() + lease_s, lane.kind, lane.device, owner),
+                (now + lease_s, lane.kind, lane.device, owner),
             ).rowcount
             if not held:
                 return None
             row = db.execute(
-                "SELECT kind, lane, body, key, created_at, attempts FROM items WHERE kind = ? AND lane = ? "
-                "ORDER BY seq LIMIT 1",
+                "SELECT kind, lane, body, key, created_at, attempts, not_before FROM items "
+                "WHERE kind = ? AND lane = ? ORDER BY seq LIMIT 1",
                 (lane.kind, lane.device),
             ).fetchone()
             if row is None:
                 db.execute("DELETE FROM lanes WHERE kind = ? AND lane = ?", (lane.kind, lane.device))
                 return None
-        return OutboxItem(*row)
+            *fields, not_before = row
+            if now < not_before < now + _CLOCK_SLACK_S:
+                db.execute(
+                    "UPDATE lanes SET owner = NULL, ready_at = ? WHERE kind = ? AND lane = ?",
+                    (not_before, lane.kind, lane.device),
+                )
+                return None
+        return OutboxItem(*fields)
 
     def renew(self, owner: str, lease_s: float) -> None:
         with self._transaction() as db:
