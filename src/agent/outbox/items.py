@@ -108,7 +108,7 @@ class OutboxStore(Protocol):
         ...
 
     def head(self, lane: Lane, owner: str, lease_s: float) -> OutboxItem | None:
-        """The lane's first item, the lease renewed; None when it is empty or on hold (and given up) or no longer ours."""
+        """The lane's first item, the lease renewed; None when it is empty or on hold (and given up), or not ours."""
         ...
 
     def renew(self, owner: str, lease_s: float) -> None:
