@@ -81,6 +81,10 @@ class Home(Protocol):
         """Ids and cosine similarities of the nearest titles, best first; `sections` as spelt in the catalogue."""
         ...
 
+    def index_sections(self, kind: Kind) -> bool:
+        """Make the index that lets sections be filtered; False where that is not permitted (all else works)."""
+        ...
+
     def loading(self, kind: Kind, model: str, dimension: int) -> AbstractContextManager[Loading]:
         """Begin a load with vectors of `model`; the collection is made where it is missing.
 

@@ -56,6 +56,10 @@ class EmbeddedHome:
             raise LibraryError(f"the {kind} collection holds vectors of {snapshot.meta.dimension} numbers")
         return snapshot.search(vector, limit, sections)
 
+    def index_sections(self, kind: Kind) -> bool:
+        """Sections are always indexed here."""
+        return self._store(kind).current() is not None
+
     @contextmanager
     def loading(self, kind: Kind, model: str, dimension: int) -> Iterator[_Staged]:
         private_dir(self._root)

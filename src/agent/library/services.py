@@ -1,0 +1,259 @@
+"""The service cache of a process: the music and the story service, ready before any room.
+
+`prepare` runs in the forkserver (its children share what it loads) or in prewarm. It reads this machine's disk only:
+the worker's watcher keeps the copy of the library there and says in a small file how its home is. A service looks at
+the copy's link before each search (one system call) and maps a newer version as soon as there is one, so a re-loaded
+catalogue, or one that becomes available late, needs no restart. Nothing here belongs to an event loop, and no thread
+is started before the first search.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from agent.errors import LibraryError, ModelFileError, Unavailable
+from agent.library import model_files
+from agent.library.embedding import Embedder
+from agent.library.home import CollectionState, mismatch
+from agent.library.homes import snapshot_root
+from agent.library.ranking import Answer, TitleIndex
+from agent.library.snapshot import Snapshot, SnapshotStore, index_mark
+from agent.library.status import read_status
+from agent.library.titles import Kind
+from agent.settings import Settings
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """How a service is. `reason` is a sentence: why it is not ready, or what is amiss although it is; else empty."""
+
+    ready: bool
+    reason: str
+    titles: int = 0
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    snapshot: Snapshot
+    index: TitleIndex
+
+
+class LibraryService:
+    """Finds songs, or stories. Safe in several threads and event loops."""
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        model: str,
+        embedder: Embedder | None,
+        run: Callable[[Callable[[], Answer]], asyncio.Future[Answer]],
+        home_reason: Callable[[Kind], str],
+    ) -> None:
+        self.kind = store.kind
+        self._store = store
+        self._model = model
+        self._embedder = embedder
+        self._run = run
+        self._home_reason = home_reason
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+        self._seen: str | None = None
+        self._problem = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a search would find titles to search, as far as can be told without reading them."""
+        loaded = self._loaded
+        if loaded is not None:
+            return loaded.snapshot.meta.count > 0
+        current = self._store.current()
+        return current is not None and current != self._seen
+
+    @property
+    def status(self) -> ServiceStatus:
+        """How the service is now: a link and a small file are read, never the titles."""
+        loaded = self._loaded
+        home = self._home_reason(self.kind)
+        if loaded is None:
+            return ServiceStatus(self.ready, self._problem or home or _NOTHING[self.kind])
+        meta = loaded.snapshot.meta
+        if meta.count == 0:
+            return ServiceStatus(False, home or f"the {self.kind} catalogue is empty", 0, meta.version)
+        return ServiceStatus(True, self._problem or home, meta.count, meta.version)
+
+    def refresh(self) -> bool:
+        """Take over the current version where it is another one than before; True if so. One system call if not.
+
+        A version that cannot be used leaves the one before it in use.
+        """
+        if self._store.current() == self._seen and self._seen is not None:
+            return False
+        with self._lock:
+            current = self._store.current()
+            if current == self._seen:
+                return False
+            try:
+                snapshot = self._store.open()
+                self._loaded = None if snapshot is None else self._use(snapshot)
+                self._problem = ""
+            except LibraryError as error:
+                self._problem = str(error)
+                _log.warning("library_version_refused", kind=self.kind, reason=str(error))
+            self._seen = current
+            return True
+
+    def _use(self, snapshot: Snapshot) -> _Loaded:
+        meta = snapshot.meta
+        dimension = self._embedder.dimension if self._embedder else meta.dimension
+        state = CollectionState(True, meta.count, meta.dimension, meta.model)
+        if problem := mismatch(f"the {self.kind} collection", state, self._model, dimension):
+            raise LibraryError(problem)
+        if meta.index_mark == index_mark():
+            index = TitleIndex.from_buffer(snapshot.index_buffer())
+        else:  # packed by another release; the worker's watcher packs it again for everybody
+            index = TitleIndex.build(snapshot.titles())
+        return _Loaded(snapshot, index)
+
+    async def search(
+        self, request: str, section: str | None = None, *, history: Sequence[int] = (), limit: int = 5
+    ) -> Answer:
+        """What the child means by `request`; `section` is a language or category by any of its names.
+
+        `history` are ids of what the visit has heard, oldest first. Raises Unavailable or LibraryError with the
+        reason where there is nothing to search.
+        """
+        return await self._run(functools.partial(self.search_blocking, request, section, history=history, limit=limit))
+
+    async def random(self, section: str | None = None, *, history: Sequence[int] = ()) -> Answer:
+        """Any title of the whole set, or of `section`; none of `history` until all were heard. Raises as `search`."""
+        return await self.search("", section, history=history)
+
+    def search_blocking(
+        self, request: str, section: str | None = None, *, history: Sequence[int] = (), limit: int = 5
+    ) -> Answer:
+        """As `search`, for callers that have no event loop: some 10 ms of CPU."""
+        self.refresh()
+        loaded = self._loaded
+        if loaded is None or loaded.snapshot.meta.count == 0:
+            reason = self.status.reason
+            raise LibraryError(reason) if self._problem else Unavailable(reason)
+        embedder = self._embedder
+        return loaded.index.search(
+            request,
+            embed=embedder.embed if embedder else None,
+            dense=loaded.snapshot.search if embedder else None,
+            section=section,
+            limit=limit,
+            history=history,
+        )
+
+
+_NOTHING = {
+    "music": "no songs are loaded: run 'python -m agent catalogue load DIR'",
+    "story": "no stories are loaded: run 'python -m agent catalogue load DIR'",
+}
+
+
+class ServiceCache:
+    """The two services of a process. `music` and `stories` count a hit where the service is ready, else a miss."""
+
+    def __init__(self, settings: Settings, embedder: Embedder | None, embedder_problem: str) -> None:
+        self._settings = settings
+        self._root = snapshot_root(settings)
+        self.embedder_problem = embedder_problem
+        model = model_files.model_name(settings)
+        self._services = {
+            kind: LibraryService(SnapshotStore(self._root, kind), model, embedder, self._run, self._home_reason)
+            for kind in ("music", "story")
+        }
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def music(self) -> LibraryService:
+        """The music service."""
+        return self._take("music")
+
+    @property
+    def stories(self) -> LibraryService:
+        """The story service."""
+        return self._take("story")
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of takings that found the service ready, 0 to 1; 1 before the first."""
+        taken = self.hits + self.misses
+        return self.hits / taken if taken else 1.0
+
+    @property
+    def status(self) -> dict[str, ServiceStatus]:
+        """How each service is, by its kind; does not count as a taking."""
+        return {kind: service.status for kind, service in self._services.items()}
+
+    def refresh(self) -> None:
+        """Take over newer versions now rather than at the next search. Blocking, milliseconds."""
+        for service in self._services.values():
+            service.refresh()
+
+    def close(self) -> None:
+        """End the search thread, if there is one; a search under way ends by itself."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    def _take(self, kind: Kind) -> LibraryService:
+        service = self._services[kind]
+        ready = service.ready
+        with self._lock:
+            self.hits += ready
+            self.misses += not ready
+        return service
+
+    def _home_reason(self, kind: Kind) -> str:
+        found = read_status(self._root).get(kind)
+        if found is not None and found.reason:
+            return found.reason
+        if self.embedder_problem:
+            return f"searching by words alone: {self.embedder_problem}"
+        return ""
+
+    def _run(self, search: Callable[[], _T]) -> asyncio.Future[_T]:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="library")
+            return asyncio.get_running_loop().run_in_executor(self._executor, search)
+
+
+def prepare(settings: Settings) -> ServiceCache:
+    """Load what both services need, from disk alone: 70 ms of CPU, once, shared with processes forked afterwards.
+
+    Never raises for a library that is absent, damaged or does not fit: the services say so in their `status`.
+    """
+    started = time.perf_counter()
+    embedder: Embedder | None = None
+    problem = ""
+    try:
+        embedder = Embedder(model_files.find(settings))
+        embedder.embed("warm up")  # the first run allocates; after a fork that would be private memory
+    except ModelFileError as error:
+        problem = str(error)
+    cache = ServiceCache(settings, embedder, problem)
+    cache.refresh()
+    _log.debug("library_prepared", milliseconds=round((time.perf_counter() - started) * 1000, 1))
+    return cache
