@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.briefing.desk import BriefingDesk
-from agent.briefing.profile import Part
+from agent.briefing.profile import Part, Source
 from agent.settings import Rollout, Settings
 from sandbox.faults import Fault
 from sandbox.manager_api import DEMO_MAC, Call, ManagerApi, Override
@@ -20,6 +20,7 @@ CALL_OF = {
     Part.MODELS: Call.AGENT_MODELS,
     Part.CHILD: Call.CHILD_PROFILE,
 }
+ALL_LIVE = dict.fromkeys(Part, Source.LIVE)
 ON, OFF = Rollout(100), Rollout(0)
 
 
@@ -45,7 +46,9 @@ def settings_for(api: ManagerApi | None, state_dir: Path, **changes: Any) -> Set
     return Settings(**values)
 
 
-def desk_for(api: ManagerApi | None, state_dir: Path, *, clock: Clock | None = None, **changes: Any) -> BriefingDesk:
+def desk_for(
+    api: ManagerApi | None, state_dir: Path, *, clock: Callable[[], float] | None = None, **changes: Any
+) -> BriefingDesk:
     return BriefingDesk(
         settings_for(api, state_dir, **changes), mac=DEMO_MAC, room_name=ROOM, wall_clock=clock or Clock()
     )

@@ -6,7 +6,19 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from briefing_support import CALL_OF, OFF, ON, ROOM, TROUBLES, Clock, Trouble, bytes_in, desk_for, settings_for
+from briefing_support import (
+    ALL_LIVE,
+    CALL_OF,
+    OFF,
+    ON,
+    ROOM,
+    TROUBLES,
+    Clock,
+    Trouble,
+    bytes_in,
+    desk_for,
+    settings_for,
+)
 from structlog.testing import capture_logs
 
 from agent.briefing.desk import BriefingDesk
@@ -15,7 +27,6 @@ from agent.errors import NotFound, Rejected
 from sandbox.faults import Fault
 from sandbox.manager_api import BRIEFING_CALLS, CHILD, DEMO_MAC, MODES, PROMPT, Call, ManagerApi, Override
 
-ALL_LIVE = dict.fromkeys(Part, Source.LIVE)
 ASHA = Child("Asha", 6, "Early Childhood", "female", ("dinosaurs", "painting"))
 RIGHT = {
     Part.AGENT_ID: "agent-1",
@@ -68,7 +79,7 @@ async def test_one_call_fails_and_costs_the_others_nothing(
         await fill(api, tmp_path, clock)
         clock.now += 1000
         trouble.strike(api, CALL_OF[part])
-        flags = {"enable_parallel_api": parallel, "manager_api_deadline_ms": 700}
+        flags = {"enable_parallel_api": parallel, "manager_api_deadline_ms": 700 if trouble.hangs else 5000}
         async with desk_for(api, tmp_path, clock=clock, **flags) as desk:
             briefing = await desk.fetch()
         assert briefing.sources == {**ALL_LIVE, part: Source.LAST_KNOWN}
@@ -169,9 +180,13 @@ async def test_off_means_one_after_the_other(tmp_path: Path) -> None:
 
 
 async def test_parallel_calls_meet_at_the_server(tmp_path: Path) -> None:
-    async with ManagerApi() as api, desk_for(api, tmp_path) as desk:
-        api.delay(0.5)
-        await desk.fetch()
+    async with ManagerApi() as api, desk_for(api, tmp_path, manager_api_deadline_ms=30000) as desk:
+        api.fail(Fault.HANG)
+        fetching = asyncio.create_task(desk.fetch())
+        for call in BRIEFING_CALLS:
+            await asyncio.wait_for(api.until_called(call), 20)
+        api.heal()  # cuts all four, and each is tried again
+        assert (await fetching).sources == ALL_LIVE
         assert api.most_in_flight == 4
 
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 FILE_NAME: Final = "briefings.sqlite3"
 _READ_DEADLINE: Final = 0.25
-_WRITE_DEADLINE: Final = 2.0
+_WRITE_DEADLINE: Final = 1.5
 _LOCK_TIMEOUT: Final = 1.0
 _SCHEMA: Final = """
 PRAGMA secure_delete = ON;
@@ -120,7 +120,7 @@ class SqliteCache:
         return await self._run(lambda db: self._purge(db, now), _WRITE_DEADLINE)
 
     async def aclose(self) -> None:
-        """Close after what has been begun; a disk that hangs is not waited for longer than 2 s."""
+        """Close after what has been begun; a disk that hangs is not waited for longer than 1.5 s."""
         try:
             closed = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         except RuntimeError:  # already shut down

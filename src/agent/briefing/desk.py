@@ -135,7 +135,7 @@ class BriefingDesk:
         try:
             if self._pending:
                 await asyncio.gather(*self._pending)
-            if self._cache is not None:
+            if self._cache is not None and "cache" not in self._problems:
                 await self._guarded(self._cache.purge())
         finally:
             cache, self._cache = self._cache, None
