@@ -18,7 +18,7 @@ from agent.library.titles import Kind, Title
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A title with its vector: float32, length 1."""
+    """A title with its vector: float32, length 1 (or 0 where there is none)."""
 
     title: Title
     vector: Vector
@@ -72,7 +72,7 @@ class Home(Protocol):
         ...
 
     def entries(self, kind: Kind) -> list[Entry]:
-        """All titles with their vectors, by rising id; unusable ones left out as in `titles`."""
+        """The titles of `titles` with their vectors; one that has none there has zeros, and is found by words only."""
         ...
 
     def search(

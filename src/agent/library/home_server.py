@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -52,20 +52,22 @@ _MODEL, _VERSION, _LOADING = "embedding_model", "catalogue_version", "catalogue_
 class ServerHome:
     """A `Home` on a Qdrant server. One thread at a time.
 
-    `collections` names the collection of each kind; `timeout` is how long one call may take, in seconds.
+    `collections` names the collection of each kind; `timeout` is how long one call may take, in seconds. `client` is a
+    QdrantClient to use instead of one made for `url`.
     """
 
     def __init__(
-        self, url: str, collections: dict[Kind, str], *, api_key: str | None = None, timeout: float = 1.5
+        self,
+        url: str,
+        collections: Mapping[Kind, str],
+        *,
+        api_key: str | None = None,
+        timeout: float = 1.5,
+        client: Any = None,
     ) -> None:
-        from qdrant_client import QdrantClient
-
-        from agent.library.http_bounds import BoundedTransport
-
         self._url = url
         self._collections = collections
-        transport = BoundedTransport(timeout, _MAX_ANSWER_BYTES)
-        self._client = QdrantClient(url=url, api_key=api_key, check_compatibility=False, transport=transport)
+        self._client = client if client is not None else _connect(url, api_key, timeout)
 
     @property
     def name(self) -> str:
@@ -119,6 +121,7 @@ class ServerHome:
     def entries(self, kind: Kind) -> list[Entry]:
         state = self.state(kind)
         found = []
+        without = 0
         for point in self._scroll(kind, vectors=True):
             title = self._read(kind, point)
             if title is None:
@@ -126,9 +129,11 @@ class ServerHome:
             vector = np.asarray(point.vector if isinstance(point.vector, list) else [], np.float32)
             norm = float(np.linalg.norm(vector))
             if vector.shape != (state.dimension,) or not np.isfinite(norm) or norm == 0:
-                _log.warning("qdrant_point_without_vector", collection=self._collections[kind], point=title.id)
-                continue
+                vector, norm = np.zeros(state.dimension, np.float32), 1.0
+                without += 1
             found.append(Entry(title, vector / np.float32(norm)))
+        if without:
+            _log.warning("qdrant_points_without_vector", collection=self._collections[kind], points=without)
         return sorted(found, key=lambda entry: entry.title.id)
 
     def search(
@@ -298,6 +303,15 @@ class _Upload:
         if time.monotonic() - self._alive >= _ALIVE_SECONDS or not self._alive:
             self._home.mark(self._kind, {_LOADING: time.time()})
             self._alive = time.monotonic()
+
+
+def _connect(url: str, api_key: str | None, timeout: float) -> Any:
+    from qdrant_client import QdrantClient
+
+    from agent.library.http_bounds import BoundedTransport
+
+    transport = BoundedTransport(timeout, _MAX_ANSWER_BYTES)
+    return QdrantClient(url=url, api_key=api_key, check_compatibility=False, transport=transport)
 
 
 def _number(point_id: Any) -> int:

@@ -73,7 +73,7 @@ class VectorCache:
     """Vectors by model and text, in a database that outlives a kill. Usable from several threads."""
 
     def __init__(self, path: Path, embedder: Embedder) -> None:
-        schema = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+        schema = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
         self._database = open_database(path, schema)
         self._embedder = embedder
         self._lock = threading.Lock()

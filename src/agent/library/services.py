@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -33,6 +33,8 @@ from agent.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
+
+_LOAD: Final = "nothing is loaded: run 'python -m agent catalogue load DIR'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class LibraryService:
         loaded = self._loaded
         home = self._home_reason(self.kind)
         if loaded is None:
-            return ServiceStatus(self.ready, self._problem or home or _NOTHING[self.kind])
+            return ServiceStatus(self.ready, self._problem or home or f"there is no {self.kind} catalogue here yet")
         meta = loaded.snapshot.meta
         if meta.count == 0:
             return ServiceStatus(False, home or f"the {self.kind} catalogue is empty", 0, meta.version)
@@ -161,12 +163,6 @@ class LibraryService:
         )
 
 
-_NOTHING = {
-    "music": "no songs are loaded: run 'python -m agent catalogue load DIR'",
-    "story": "no stories are loaded: run 'python -m agent catalogue load DIR'",
-}
-
-
 class ServiceCache:
     """The two services of a process. `music` and `stories` count a hit where the service is ready, else a miss."""
 
@@ -231,6 +227,10 @@ class ServiceCache:
             return found.reason
         if self.embedder_problem:
             return f"searching by words alone: {self.embedder_problem}"
+        if found is None and self._settings.qdrant_url is not None:
+            return "the library has not been copied from Qdrant yet"
+        if found is None or self._settings.qdrant_url is None:
+            return _LOAD if SnapshotStore(self._root, kind).current() is None else ""
         return ""
 
     def _run(self, search: Callable[[], _T]) -> asyncio.Future[_T]:

@@ -252,7 +252,7 @@ def made_by_another_model(embedder: Embedder, entries: Sequence[Entry]) -> bool:
     0.4 or so on average, and by nothing with vectors of another model. Too few titles in Latin script tell nothing.
     """
     named = [(entry.title.romanized or entry.title.title, entry.vector) for entry in entries]
-    named = [(name, vector) for name, vector in named if name.isascii()]
+    named = [(name, vector) for name, vector in named if name.isascii() and vector.any()]
     if len(named) < 4:
         return False
     chosen = random.Random(0).sample(named, min(_SAMPLE, len(named)))
