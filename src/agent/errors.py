@@ -71,6 +71,14 @@ class Rejected(RemoteError):
         self.code = code
 
 
+class AllProvidersFailed(Unavailable):
+    """No provider of one kind answered; `kind` is `speech-to-text`, `language model` or `voice`."""
+
+    def __init__(self, kind: str, message: str = "") -> None:
+        super().__init__(message or f"no provider of the kind {kind} answered")
+        self.kind = kind
+
+
 class MediaError(ToyError):
     """A sound file or stream cannot be used; the message says which and why."""
 

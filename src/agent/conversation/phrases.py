@@ -1,0 +1,65 @@
+"""Where a reply may be cut for the voice: the first phrase early, the later ones in whole sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+FIRST_MIN: Final = 8
+FIRST_MAX: Final = 70
+LATER_MIN: Final = 60
+
+_ABBREVIATIONS: Final = frozenset({"mr", "mrs", "ms", "dr", "prof", "vs", "etc", "e.g", "i.e"})
+_CLOSERS: Final = "\"'”’»)]}"
+_SENTENCE_END: Final = re.compile(rf"(?:[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s)|[。！？｡]+[」』”’）]*|[।॥]+(?=\s)|\n+)")
+_CLAUSE_END: Final = re.compile(rf"(?:[,;:][{re.escape(_CLOSERS)}]*(?=\s)|\s[–—-](?=\s)|[，、；：])")
+
+
+class PhraseSplitter:
+    """Takes a reply as it is written and gives it out in phrases to speak; joined they are the reply.
+
+    The first phrase ends with the first clause, so that the voice can begin; then whole sentences follow, several
+    short ones together, because a voice speaks them better and asks less often. Decimals, initials and common
+    abbreviations end nothing.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._given = 0
+
+    def push(self, text: str) -> list[str]:
+        """Add text; returns the phrases that are complete now."""
+        self._text += text
+        phrases = []
+        while (end := self._cut()) is not None:
+            phrases.append(self._text[:end])
+            self._text = self._text[end:]
+            self._given += 1
+        return phrases
+
+    def flush(self) -> list[str]:
+        """The rest, as nothing follows."""
+        rest, self._text = self._text, ""
+        self._given += bool(rest)
+        return [rest] if rest else []
+
+    def _cut(self) -> int | None:
+        minimum = FIRST_MIN if self._given == 0 else LATER_MIN
+        ends = [m.end() for m in _SENTENCE_END.finditer(self._text) if not self._is_abbreviation(m)]
+        if self._given == 0:
+            ends += [m.end() for m in _CLAUSE_END.finditer(self._text)]
+            if not ends and len(self._text) > FIRST_MAX:
+                ends = [self._text.rfind(" ", FIRST_MIN, FIRST_MAX)]
+        return min((end for end in ends if len(self._text[:end].strip()) >= minimum), default=None)
+
+    def _is_abbreviation(self, match: re.Match[str]) -> bool:
+        if match.group()[0] != ".":
+            return False
+        word = self._text[: match.start()].rsplit(maxsplit=1)[-1:] or [""]
+        bare = word[0].strip("(\"'“‘").lower()
+        return bare in _ABBREVIATIONS or (len(bare) == 1 and bare.isalpha() and bare not in {"i", "a"})
+
+
+def speakable(text: str) -> bool:
+    """Whether a voice has anything to say for it."""
+    return any(character.isalnum() for character in text)
