@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import weakref
 from collections.abc import Sequence
 from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from sandbox.elevenlabs_api import ElevenLabsApi
 from sandbox.faults import Behaviour, swallow_cut
@@ -27,9 +29,11 @@ class ProviderServer:
     """OpenAI, ElevenLabs and Mem0 on one port of 127.0.0.1.
 
     `sentences` builds the recogniser's grammar; `answers` are fixed transcripts instead. `voice` speaks for all three
-    voices (default: each hums its own note). Control: `GET /_control` shows every service's state, `POST
-    /_control/{service}` sets delays and faults (see `Behaviour.update`), `PUT /_control/script` the replies,
-    `GET /_control/calls` what the model, the recogniser and the voices were asked.
+    voices (default: each hums its own note). `connections` counts those that carried a request.
+
+    Control: `GET /_control` shows every service's state, `POST /_control/{service}` sets delays and faults (see
+    `Behaviour.update`), `PUT /_control/script` the replies, `GET /_control/calls` what the model, the recogniser and
+    the voices were asked.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ProviderServer:
         self.elevenlabs = ElevenLabsApi(voice, key=key)
         self.mem0 = Mem0Api(key=key)
         self.port = port
+        self.connections = 0
+        self._seen: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -88,7 +94,7 @@ class ProviderServer:
 
     async def start(self) -> None:
         """Listen; after `stop`, on the same port again, with all that was recorded."""
-        app = web.Application(client_max_size=64 << 20, middlewares=[swallow_cut])
+        app = web.Application(client_max_size=64 << 20, middlewares=[self._count, swallow_cut])
         for part in (self.chat, self.transcription, self.speech, self.realtime, self.elevenlabs, self.mem0):
             app.router.add_routes(part.routes())
         app.router.add_get("/_control", self._show)
@@ -111,6 +117,13 @@ class ProviderServer:
             if connection.transport is not None:
                 connection.transport.abort()
         await runner.cleanup()
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is not None and request.transport not in self._seen:
+            self._seen.add(request.transport)
+            self.connections += 1
+        return await handler(request)
 
     async def _show(self, _: web.Request) -> web.Response:
         return web.json_response({name: behaviour.snapshot() for name, behaviour in self.behaviours.items()})

@@ -34,12 +34,12 @@ class Pauses:
 
 
 _BY_AGE: Final = (
-    (5, Pauses(0.5, 3.0)),
-    (8, Pauses(0.4, 2.5)),
-    (13, Pauses(0.3, 2.0)),
+    (5, Pauses(0.5, 1.6)),
+    (8, Pauses(0.4, 1.3)),
+    (13, Pauses(0.3, 1.0)),
 )
-GROWN: Final = Pauses(0.3, 1.8)
-UNKNOWN: Final = Pauses(0.4, 2.5)
+GROWN: Final = Pauses(0.3, 0.9)
+UNKNOWN: Final = Pauses(0.4, 1.3)
 
 
 def pauses_for(age: int | None) -> Pauses:
