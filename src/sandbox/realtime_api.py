@@ -112,6 +112,10 @@ class RealtimeConnection:
         if not self._ws.closed:
             await self._ws.close(code=1012)
 
+    async def say_rubbish(self) -> None:
+        """Send what is no event."""
+        await self._ws.send_str("<html><body>It works!</body></html>")
+
     async def _send(self, kind: str, **fields: Any) -> None:
         await self._ws.send_str(json.dumps({"type": kind, "event_id": f"event_{next(self._ids)}", **fields}))
 

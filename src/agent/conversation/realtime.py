@@ -130,6 +130,8 @@ class _WatchingSocket(aiohttp.ClientWebSocketResponse):
     The plugin opens a closed socket again; on anything that is not JSON it would end the session instead.
     """
 
+    reply_silence = REPLY_SILENCE
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._due = _Due()
@@ -161,7 +163,7 @@ class _WatchingSocket(aiohttp.ClientWebSocketResponse):
         self._due.see(event.get("type", ""))
         self._disarm()
         if self._due.reply:
-            self._timer = asyncio.get_running_loop().call_later(REPLY_SILENCE, self._give_up)
+            self._timer = asyncio.get_running_loop().call_later(self.reply_silence, self._give_up)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -169,7 +171,7 @@ class _WatchingSocket(aiohttp.ClientWebSocketResponse):
             self._timer = None
 
     def _give_up(self) -> None:
-        log.warning("realtime is silent while a reply is due", seconds=REPLY_SILENCE)
+        log.warning("realtime is silent while a reply is due", seconds=self.reply_silence)
         self._ending = asyncio.ensure_future(self.close())
 
     async def close(self, *, code: int = aiohttp.WSCloseCode.OK, message: bytes = b"") -> bool:
@@ -178,6 +180,10 @@ class _WatchingSocket(aiohttp.ClientWebSocketResponse):
         return await super().close(code=code, message=message)
 
 
-def reply_watching_session(**options: Any) -> aiohttp.ClientSession:
-    """An HTTP session whose Realtime sockets notice silence and rubbish; `options` are `aiohttp.ClientSession`'s."""
-    return aiohttp.ClientSession(ws_response_class=_WatchingSocket, **options)
+def reply_watching_session(*, reply_silence: float = REPLY_SILENCE, **options: Any) -> aiohttp.ClientSession:
+    """An HTTP session whose Realtime sockets notice rubbish, and `reply_silence` seconds without a due reply.
+
+    `options` are `aiohttp.ClientSession`'s.
+    """
+    socket = type("_Socket", (_WatchingSocket,), {"reply_silence": reply_silence})
+    return aiohttp.ClientSession(ws_response_class=socket, **options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+
 import numpy as np
 import pytest
 from livekit.agents.stt import SpeechEvent, SpeechEventType
