@@ -165,7 +165,10 @@ class MediaServer:
                     _close(request)
                     raise Cut
                 await self._pace(len(chunk))
-                await response.write(chunk)
+                try:
+                    await response.write(chunk)
+                except ConnectionError:
+                    raise Cut from None  # the client has had enough
                 self.sent += len(chunk)
                 position += len(chunk)
         await response.write_eof()

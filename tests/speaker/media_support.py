@@ -89,10 +89,8 @@ def lag(heard: Samples, reference: Samples, reach: int = 2000) -> tuple[int, flo
     """By how many samples `heard` is late against `reference`, within `reach`, and how alike they are then (0 to 1)."""
     size = min(len(heard), len(reference)) - 2 * reach
     window = reference[reach : reach + size].astype(float)
-    best = (0, 0.0)
     products = np.correlate(heard[: size + 2 * reach].astype(float), window, "valid")
     index = int(np.argmax(products))
     found = heard[index : index + size].astype(float)
     likeness = float(products[index] / np.sqrt((found @ found) * (window @ window)))
-    best = (index - reach, likeness)
-    return best
+    return index - reach, likeness

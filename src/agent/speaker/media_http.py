@@ -175,15 +175,18 @@ class MediaHttp:
                 return response
             target = response.headers.get("Location", "")
             response.release()
-            url = self._same_host(url.join(URL(target)) if target else URL())
+            try:
+                url = url.join(URL(target))
+            except ValueError:
+                raise MediaError("the media server redirects to no address") from None
+            self._check_host(url, empty=not target)
         raise MediaError("the media server redirects in circles")
 
-    def _same_host(self, url: URL) -> URL:
+    def _check_host(self, url: URL, *, empty: bool) -> None:
         secure_upgrade = self._base.scheme == "http" and url.scheme == "https" and url.port == 443
         same_port = url.port == self._base.port and url.scheme == self._base.scheme
-        if url.host != self._base.host or not (same_port or secure_upgrade) or url.user is not None:
+        if empty or url.host != self._base.host or not (same_port or secure_upgrade) or url.user is not None:
             raise MediaError("the media server redirects to another host")
-        return url
 
     @staticmethod
     def _part(response: aiohttp.ClientResponse, start: int, tag: str | None) -> Part:

@@ -181,8 +181,9 @@ class MediaSource:
             self._bytes.close()
         if self._fetching is not None:
             self._fetching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._fetching
+            await asyncio.wait({self._fetching})
+            if not self._fetching.cancelled() and (error := self._fetching.exception()) is not None:
+                _log.error("media_fetch_failed", exc_info=error)
         if self._thread is not None:
             try:
                 async with asyncio.timeout(5):
