@@ -1,6 +1,6 @@
-"""The workers that benchmarks compare with: the floor and the stock way. `python -m sandbox.bench_workers NAME`.
+"""The workers that benchmarks compare with: the floor and the stock ways. `python -m sandbox.bench_workers NAME`.
 
-Both take AGENT_NAME, LIVEKIT_* and NUM_IDLE_PROCESSES from the environment, and nothing else is tuned.
+All take AGENT_NAME, LIVEKIT_* and NUM_IDLE_PROCESSES from the environment, and nothing else is tuned.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from livekit import rtc
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext
+from livekit.plugins import openai
 
 from agent.settings import load_settings
 from agent.telemetry.logs import configure_logs
@@ -50,6 +51,18 @@ async def stock(ctx: JobContext) -> None:
     session.say("Hello!", audio=recorded())
 
 
+async def talking(ctx: JobContext) -> None:
+    """A stock conversation: the same providers as the worker's, everything else as the framework has it."""
+    base = os.environ["LLM_BASE_URL"]
+    session: AgentSession[None] = AgentSession(
+        stt=openai.STT(base_url=base, api_key="none"),
+        llm=openai.LLM(model="gpt-4.1-mini", base_url=base, api_key="none"),
+        # The stand-in speaks no mp3, which is this plugin's default.
+        tts=openai.TTS(base_url=base, api_key="none", response_format="pcm"),
+    )
+    await session.start(Agent(instructions="You are a toy."), room=ctx.room)
+
+
 def _frames(samples: np.ndarray[tuple[int], np.dtype[np.int16]]) -> list[rtc.AudioFrame]:
     step = RATE // 20
     return [
@@ -73,7 +86,7 @@ async def _main(name: str) -> None:
         load_fnc=lambda: 0.0,
         load_threshold=float("inf"),
     )
-    entrypoint = {"floor": floor, "stock": stock}[name]
+    entrypoint = {"floor": floor, "stock": stock, "talking": talking}[name]
     server.rtc_session(entrypoint, agent_name=settings.agent_name)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
