@@ -55,7 +55,7 @@ class OutboxCourier:
         *,
         timing: CourierTiming = CourierTiming(),
         lanes_at_once: int = 8,
-        doubtful_attempts: int = 10,
+        doubtful_attempts: int = 40,
         random_source: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
