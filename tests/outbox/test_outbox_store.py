@@ -175,6 +175,19 @@ def test_dead_items_keep_their_reason(store: SqliteOutbox) -> None:
     assert store.stats(["chat"])["chat"].dead == 1
 
 
+def test_what_was_set_aside_can_be_sent_again(store: SqliteOutbox, clock: Clock) -> None:
+    first, second = at(line("aa", 1), clock.now), at(line("aa", 2), clock.now + 1)
+    store.add([first, second])
+    store.claim("me", "chat", 5, 10)
+    store.bury(AA, second, "no")
+    store.bury(AA, first, "no")
+    assert store.head(AA, "me", 10) is None
+    assert store.revive() == 2
+    assert store.dead_items() == []
+    assert store.claim("me", "chat", 5, 10) == [AA]
+    assert drain(store, AA) == ["1", "2"]
+
+
 def test_a_store_that_was_deleted_under_us_is_begun_again(store: SqliteOutbox, tmp_path: Path) -> None:
     store.add([line("aa", 1)])
     for part in tmp_path.iterdir():

@@ -211,6 +211,17 @@ class SqliteOutbox:
             ).fetchall()
         return [(OutboxItem(*row[:5]), row[5]) for row in rows]
 
+    def revive(self) -> int:
+        """Put everything set aside back at the end of its lane, for when its receiver has been mended; how many."""
+        now = self._clock()
+        with self._transaction() as db:
+            rows = db.execute("SELECT key, kind, lane, body, created_at FROM dead ORDER BY created_at, key").fetchall()
+            db.execute("DELETE FROM dead")
+            for row in rows:
+                db.execute(_ADD, (*row, now, now))
+                db.execute(_OPEN_LANE, (row[1], row[2], now))
+        return len(rows)
+
     def close(self) -> None:
         with self._lock:
             self._close()
