@@ -312,10 +312,15 @@ class WorkerProcess(ManagedProcess):
         """
         what = f"registration with LiveKit and {warm} warm processes"
         await self.wait_until(
-            lambda: bool(self.events("registered worker")) and len(self.events("process initialized")) >= warm,
+            lambda: bool(self.events("registered worker")) and self.warmed >= warm,
             timeout=timeout,
             what=what,
         )
+
+    @property
+    def warmed(self) -> int:
+        """How many processes (threads, under the thread executor) have been warmed since the start."""
+        return len(self.events("process initialized")) + len(self.events("job runner initialized"))
 
     async def health(self, path: str = "/") -> tuple[int, str]:
         """Status and text of the worker's own health server."""

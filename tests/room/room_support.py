@@ -1,0 +1,59 @@
+"""What tests of whole visits share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from sandbox.audio import align, read_wav
+from sandbox.device import Device
+from sandbox.processes import REPO, Line
+from sandbox.world import World
+
+GREETINGS = REPO / "greetings"
+
+
+async def visit_ended(world: World, count: int = 1, *, timeout: float = 30) -> list[Line]:
+    """Wait until `count` visits have ended; their lines, in order."""
+    await world.worker.wait_until(
+        lambda: len(world.worker.events("visit ended")) >= count,
+        timeout=timeout,
+        what=f"{count} ended visits",
+    )
+    return world.worker.events("visit ended")
+
+
+def heard_greeting(device: Device, name: str = "en_default") -> tuple[float, float]:
+    """Correlation of what the device heard with a recorded greeting: of the whole, and of its first 100 ms."""
+    reference, rate = read_wav(GREETINGS / f"{name}.wav")
+    assert rate == device.rate
+    heard = device.heard.samples
+    offset, whole = align(heard, reference, rate)
+    start = heard[max(0, offset - rate // 50) : offset + rate // 10 + rate // 50]
+    _, beginning = align(start, reference[: rate // 10], rate)
+    return whole, beginning
+
+
+def open_files(worker_pid: int) -> int:
+    """Open file descriptors of the worker's main process."""
+    return len(list(Path(f"/proc/{worker_pid}/fd").iterdir()))
+
+
+def private_mb(pid: int) -> float:
+    """Private memory of one process, in MiB."""
+    return float(psutil.Process(pid).memory_full_info().uss) / 2**20
+
+
+def leftover_files(folder: Path) -> set[str]:
+    """Files below a folder, by their relative names."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def own_errors(world: World) -> list[str]:
+    """What this project logged as an error; WebRTC calls its own connections' ends errors too."""
+    return [
+        line.text
+        for line in world.worker.lines
+        if line.fields.get("level") == "error" and str(line.fields.get("logger", "")).startswith("agent")
+    ]

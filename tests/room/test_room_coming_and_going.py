@@ -1,0 +1,146 @@
+"""Devices that leave too early, drop, come twice or all at once; rooms that are no device's."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+from livekit.api import TwirpError
+from room_support import heard_greeting, leftover_files, open_files, own_errors, private_mb, visit_ended
+
+from conftest import StartWorld
+from sandbox.device import random_mac
+from sandbox.processes import group_members
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def test_a_device_that_leaves_at_once_or_during_the_greeting_ends_its_visit(start_world: StartWorld) -> None:
+    world = await start_world(warm=2)
+    at_once = world.device()
+    await at_once.join()
+    await at_once.leave()
+    during = world.device()
+    await during.join()
+    await during.wait_for_sound()
+    await during.leave()
+    staying = world.device()
+    await staying.join()
+    await staying.wait_for_state("listening", timeout=20)
+    assert heard_greeting(staying)[0] > 0.9
+    await staying.leave()
+    await visit_ended(world, 3, timeout=60)
+    assert not own_errors(world)
+
+
+async def test_a_device_that_leaves_during_the_connect(start_world: StartWorld) -> None:
+    world = await start_world()
+    device = world.device()
+    await device.join()
+    await world.worker.wait_for_line(lambda line: line.event == "received job request", timeout=10)
+    await device.leave()
+    await visit_ended(world, 1, timeout=60)
+    assert not own_errors(world)
+
+
+@pytest.mark.parametrize("count", [3, 10])
+async def test_many_devices_at_once(start_world: StartWorld, count: int) -> None:
+    world = await start_world(warm=3)
+    devices = [world.device() for _ in range(count)]
+    await asyncio.gather(*(device.join(timeout=40) for device in devices))
+    await asyncio.gather(*(device.wait_for_sound(timeout=60) for device in devices))
+    assert all(device.audio_tracks == 1 for device in devices)
+    await asyncio.gather(*(device.leave() for device in devices))
+    await visit_ended(world, count, timeout=60)
+
+
+async def test_two_visits_of_one_device_at_once(start_world: StartWorld) -> None:
+    world = await start_world(warm=2)
+    mac = random_mac()
+    first, second = world.device(mac=mac), world.device(mac=mac)
+    await asyncio.gather(first.join(), second.join())
+    for device in (first, second):
+        await device.wait_for_state("listening", timeout=20)
+        assert device.audio_tracks == 1
+    await first.leave()
+    await visit_ended(world, 1)
+    await second.abort()
+    await second.leave()
+    await visit_ended(world, 2)
+
+
+async def test_a_device_that_comes_back_finds_its_visit(start_world: StartWorld) -> None:
+    world = await start_world(env={"DEVICE_GRACE": "30"})
+    device = world.device()
+    await device.join()
+    await device.wait_for_state("listening", timeout=20)
+    back = world.device(mac=device.mac, visit=device.visit)
+    await back.join()  # LiveKit ends the old connection of the same identity: what a toy on bad Wi-Fi does
+    await device.wait_for_mark("left")
+    await back.wait_for_mark("agent_there")
+    await back.abort()
+    assert not world.worker.events("visit ended")
+    await back.leave()
+    (ended,) = await visit_ended(world)
+    assert ended.fields["data_channel"]["received"] >= 1
+    assert len(world.worker.events("received job request")) == 1
+
+
+HOSTILE = {
+    "long": "x" * 10_000,
+    "emoji": f"{uuid.uuid4()}_🧸🧸🧸",
+    "path": "../../etc/passwd_6825ddba3978/..",
+    "no MAC": str(uuid.uuid4()),
+    "spaces": " 6825ddba3978 ",
+    "almost": f"{uuid.uuid4()}_6825ddba397",
+}
+
+
+async def test_hostile_room_names_are_refused_without_a_process(start_world: StartWorld) -> None:
+    world = await start_world(warm=1)
+    jobs, refused_by_server = 0, list[str]()
+    for name in HOSTILE.values():
+        try:
+            await world.server.create_room(name, agent_name="")
+        except TwirpError as error:  # LiveKit itself refuses some names: then no worker is asked
+            refused_by_server.append(str(error))
+            continue
+        jobs += 1
+    assert jobs >= 3, refused_by_server
+    await world.worker.wait_until(
+        lambda: len(world.worker.events("room refused")) >= jobs, timeout=15, what=f"{jobs} refused rooms"
+    )
+    assert all(line.fields["reason"] for line in world.worker.events("room refused"))
+    assert len(world.worker.events("process initialized")) == 1
+    device = world.device()
+    await device.join()
+    await device.wait_for_sound()
+
+
+@pytest.mark.timeout(400)
+async def test_a_hundred_rooms_leave_no_trace(start_world: StartWorld) -> None:
+    world = await start_world(warm=2)
+
+    async def visit() -> None:
+        device = world.device()
+        await device.join()
+        await device.wait_for_sound(timeout=15)
+        await device.leave()
+
+    for _ in range(10):
+        await visit()
+    await visit_ended(world, 10, timeout=60)
+    files, descriptors = leftover_files(world.folder), open_files(world.worker.pid)
+    memory = private_mb(world.worker.pid)
+    processes = len(group_members(world.worker.pid))
+    for _ in range(90):
+        await visit()
+    await visit_ended(world, 100, timeout=60)
+    await world.worker.wait_until(
+        lambda: len(world.worker.events("process exiting")) >= 100, timeout=30, what="the last process's exit"
+    )
+    assert leftover_files(world.folder) - files == set()
+    assert open_files(world.worker.pid) <= descriptors + 5
+    assert private_mb(world.worker.pid) < memory * 1.25 + 5
+    assert len(group_members(world.worker.pid)) <= processes + 1
