@@ -31,18 +31,8 @@ JSON = st.recursive(
 # Objects with the contract's own keys, so that the search gets past the first check.
 KEYS = st.sampled_from(
     [
-        "name",
-        "age",
-        "ageGroup",
-        "gender",
-        "interests",
-        "selected_module",
-        "TTS",
-        "type",
-        "voice",
-        "language",
-        "chat_history_conf",
-        "id",
+        *("name", "age", "ageGroup", "gender", "interests", "selected_module", "TTS", "type", "voice"),
+        *("language", "chat_history_conf", "id"),
     ]
 )
 NEAR = st.recursive(
