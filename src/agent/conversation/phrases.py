@@ -1,13 +1,14 @@
-"""Where a reply may be cut for the voice: the first phrase early, the later ones in whole sentences."""
+"""Where a reply may be cut for the voice: the first phrases early, the later ones in whole sentences."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-FIRST_MIN: Final = 8
-FIRST_MAX: Final = 70
+MINIMA: Final = (2, 16)
+"""Characters of the first phrases, which may be clauses: `Well,` is enough to begin with."""
 LATER_MIN: Final = 60
+FIRST_MAX: Final = 70
 
 _ABBREVIATIONS: Final = frozenset({"mr", "mrs", "ms", "dr", "prof", "vs", "etc", "e.g", "i.e"})
 _CLOSERS: Final = "\"'”’»)]}"
@@ -18,9 +19,9 @@ _CLAUSE_END: Final = re.compile(rf"(?:[,;:][{re.escape(_CLOSERS)}]*(?=\s)|\s[–
 class PhraseSplitter:
     """Takes a reply as it is written and gives it out in phrases to speak; joined they are the reply.
 
-    The first phrase ends with the first clause, so that the voice can begin; then whole sentences follow, several
-    short ones together, because a voice speaks them better and asks less often. Decimals, initials and common
-    abbreviations end nothing.
+    The first two phrases end with a clause, so that the voice can begin and has no gap after a short beginning; then
+    whole sentences follow, several short ones together, because a voice speaks them better and is asked less often.
+    Decimals, initials and common abbreviations end nothing.
     """
 
     def __init__(self) -> None:
@@ -44,12 +45,13 @@ class PhraseSplitter:
         return [rest] if rest else []
 
     def _cut(self) -> int | None:
-        minimum = FIRST_MIN if self._given == 0 else LATER_MIN
+        early = self._given < len(MINIMA)
+        minimum = MINIMA[self._given] if early else LATER_MIN
         ends = [m.end() for m in _SENTENCE_END.finditer(self._text) if not self._is_abbreviation(m)]
-        if self._given == 0:
+        if early:
             ends += [m.end() for m in _CLAUSE_END.finditer(self._text)]
             if not ends and len(self._text) > FIRST_MAX:
-                ends = [self._text.rfind(" ", FIRST_MIN, FIRST_MAX)]
+                ends = [self._text.rfind(" ", minimum, FIRST_MAX)]
         return min((end for end in ends if len(self._text[:end].strip()) >= minimum), default=None)
 
     def _is_abbreviation(self, match: re.Match[str]) -> bool:

@@ -28,6 +28,7 @@ class Candidate(Generic[T]):
     resting_until: float = 0.0
     failures: int = 0
     total_failures: int = 0
+    failed_at: float = float("-inf")
 
 
 class Lineup(Generic[T]):
@@ -67,6 +68,7 @@ class Lineup(Generic[T]):
         """Let a provider rest."""
         candidate.failures += 1
         candidate.total_failures += 1
+        candidate.failed_at = self._clock()
         rest = min(self._rest * 2 ** (candidate.failures - 1), self._longest_rest)
         candidate.resting_until = self._clock() + rest
         log.warning(
@@ -77,8 +79,10 @@ class Lineup(Generic[T]):
             rest_s=round(rest, 1),
         )
 
-    def worked(self, candidate: Candidate[T]) -> None:
-        """A provider has answered: it is among the first again."""
+    def worked(self, candidate: Candidate[T], asked_at: float) -> None:
+        """A provider has answered: it is among the first again, unless it has failed since it was asked."""
+        if candidate.failed_at >= asked_at:
+            return
         if candidate.failures:
             log.info("provider recovered", kind=self.kind, provider=candidate.name)
         candidate.failures = 0
@@ -102,6 +106,7 @@ class Lineup(Generic[T]):
         order = self.order()
         waiting = order * 2 if len(order) == 1 else order
         asked: dict[asyncio.Task[R], Candidate[T]] = {}
+        began = self._clock()
         ends = asyncio.get_running_loop().time() + deadline
         reasons: list[str] = []
         winner: asyncio.Task[R] | None = None
@@ -121,7 +126,7 @@ class Lineup(Generic[T]):
                     error = task.exception()
                     if error is None:
                         winner = task
-                        self.worked(candidate)
+                        self.worked(candidate, began)
                         for late in asked.values():
                             if late is not candidate:
                                 self.failed(late, TimeoutError())

@@ -19,8 +19,10 @@ from livekit.agents.vad import VADEvent, VADEventType
 from agent.conversation.standby import Lineup
 from agent.errors import AllProvidersFailed
 
-GUESS_AFTER = 0.064
-"""Seconds of silence, as the detector has counted them, after which what was said so far is transcribed."""
+GUESS_AFTER = 0.06
+"""Seconds of silence after which what was said so far is transcribed."""
+QUIET = 0.35
+"""Probability of speech below which the detector's latest window, that it has not counted yet, is silence too."""
 GUESSES_PER_SEGMENT = 4
 RESUMED_AFTER = 0.06
 """Seconds of speech after a guess that make it stale; shorter is a click."""
@@ -163,11 +165,10 @@ class _Listening(stt.RecognizeStream):
             self._transcriber.stale_guesses += 1
             segment.guess.cancel()
             segment.guess = None
-        if (
-            segment.guess is None
-            and event.raw_accumulated_silence >= GUESS_AFTER
-            and segment.guesses < GUESSES_PER_SEGMENT
-        ):
+        silence = event.raw_accumulated_silence + (
+            sum(f.duration for f in event.frames) if event.probability < QUIET else 0
+        )
+        if segment.guess is None and silence >= GUESS_AFTER and segment.guesses < GUESSES_PER_SEGMENT:
             segment.guesses += 1
             self._transcriber.guesses += 1
             segment.guess = self._call(list(segment.frames))

@@ -83,6 +83,17 @@ async def test_one_that_is_silent_gets_company_and_is_called_off() -> None:
     assert line.order()[0].name == "b"
 
 
+async def test_an_answer_to_an_older_question_does_not_end_a_rest() -> None:
+    clock = Clock()
+    a = Provider("a")
+    line = lineup(a, Provider("b"), clock=clock)
+    asked_at = clock.now
+    clock.now += 1
+    line.failed(line.candidates[0], ConnectionError())
+    line.worked(line.candidates[0], asked_at)
+    assert line.order()[0].name == "b"
+
+
 async def test_a_single_provider_is_asked_twice() -> None:
     a = Provider("a", "fails")
     with pytest.raises(AllProvidersFailed, match="a: ConnectionError, a: ConnectionError"):

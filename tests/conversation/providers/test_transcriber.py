@@ -96,7 +96,7 @@ async def test_a_sentence_is_transcribed_once_and_its_guess_becomes_the_transcri
 async def test_the_guess_is_sent_before_the_silence_counts_as_an_end(scene: Scene, main: ProviderServer) -> None:
     speech = spoken(DRAGON)
     await scene.hear(quiet(0.3), speech, quiet(1.0))
-    [call] = main.transcription.calls
+    call = main.transcription.calls[-1]
     # An utterance cut at the detector's end of speech carries its silence of 200 ms; the guess less.
     assert call.seconds < len(speech) / 16000 + 0.3 + 0.3
     assert call.seconds > len(speech) / 16000 - 0.1
