@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
-import multiprocessing
+import json
 import re
+import subprocess
+import sys
 import wave
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,41 +23,60 @@ NOISE_FLOOR = 10.0
 
 Samples = npt.NDArray[np.int16]
 
-_decoder: Any = None
-_sentences: dict[str, str] = {}
-
 
 class Hearing:
     """Recognises one of `sentences` (English words of the bundled dictionary, whole sentences) in speech.
 
-    The decoder lives in a process of its own: it holds the interpreter's lock while it works. Use as an async context
-    manager or call `close`. Raises ValueError from `start` naming words the dictionary does not know.
+    The decoder is a process of its own: it holds the interpreter's lock while it works. `start` before use, `close`
+    after; both and `recognise` belong to one event loop.
     """
 
     def __init__(self, sentences: Sequence[str]) -> None:
         if not sentences:
             raise ValueError("a grammar needs at least one sentence")
         self._known = {normalise(s): s for s in sentences}
-        self._pool = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_load, initargs=(self._known,)
-        )
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """Load the decoder, so that the first sentence takes no longer than the others."""
-        unknown = await asyncio.get_running_loop().run_in_executor(self._pool, _unknown_words)
+        """Load the decoder. Raises ValueError naming words that its dictionary does not know."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sandbox.hearing", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 20
+        )
+        unknown = await self._ask(json.dumps(self._known).encode())
         if unknown:
-            raise ValueError(f"words unknown to the recogniser: {', '.join(unknown)}")
+            await self.close()
+            raise ValueError(f"words unknown to the recogniser: {unknown}")
 
     async def recognise(self, samples: Samples, rate: int) -> str:
         """The sentence heard in mono 16-bit samples; empty for silence or when nothing fits."""
         if not loud(samples):
             return ""
-        at_16k = resample(samples, rate, RATE).tobytes()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _decode, at_16k)
+        return await self._ask(base64.b64encode(resample(samples, rate, RATE).tobytes()))
 
-    def close(self) -> None:
+    async def _ask(self, line: bytes) -> str:
+        # Shielded: an answer that nobody waits for any more must not be taken for the next one.
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(line)))
+
+    async def _exchange(self, line: bytes) -> str:
+        async with self._turn:
+            process = self._process
+            if process is None or process.stdin is None or process.stdout is None:
+                raise RuntimeError("the recogniser is not running")
+            process.stdin.write(line + b"\n")
+            await process.stdin.drain()
+            answer = await process.stdout.readline()
+            if not answer:
+                raise RuntimeError("the recogniser has ended")
+            return str(json.loads(answer))
+
+    async def close(self) -> None:
         """End the process."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        async with self._turn:
+            process, self._process = self._process, None
+            if process is not None and process.stdin is not None:
+                process.stdin.close()
+                await process.wait()
 
 
 def normalise(text: str) -> str:
@@ -95,39 +116,47 @@ def read_wav(data: bytes) -> tuple[Samples, int]:
         raise ValueError(f"not a WAV file: {error}") from None
 
 
-def _load(sentences: dict[str, str]) -> None:
-    from pocketsphinx import Decoder  # type: ignore[attr-defined]
-
-    global _decoder
-    _sentences.update(sentences)
-    # Without its second pass the last word of a sentence is far less often lost.
-    _decoder = Decoder(lm=None, samprate=RATE, loglevel="FATAL", bestpath=False)
-    if not _unknown_words():
-        _decoder.add_jsgf_string("said", f"#JSGF V1.0;\ngrammar g;\npublic <s> = {' | '.join(sentences)} ;\n")
-        _decoder.activate_search("said")
+def _unknown_words(decoder: Any, sentences: Iterable[str]) -> list[str]:
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    return [word for word in words if not decoder.lookup_word(word)]
 
 
-def _unknown_words() -> list[str]:
-    words = sorted({word for sentence in _sentences for word in sentence.split()})
-    return [word for word in words if not _decoder.lookup_word(word)]
-
-
-def _decode(samples: bytes) -> str:
+def _decode(decoder: Any, sentences: dict[str, str], samples: bytes) -> str:
     best = ""
     speech = np.frombuffer(samples, dtype=np.int16).astype(np.float64)
-    noise = np.random.default_rng(
-        1
-    )  # digital silence breaks the decoder's features: a quiet room is around every sentence
+    # Digital silence breaks the decoder's features: a quiet room is around every sentence.
+    noise = np.random.default_rng(1)
     for padding in PADDINGS:
         room = np.pad(speech, int(RATE * padding))
         room += noise.normal(0.0, NOISE_FLOOR, room.size)
-        _decoder.start_utt()
+        decoder.start_utt()
         heard = np.clip(room, -32768, 32767).astype(np.int16).tobytes()
-        _decoder.process_raw(heard, no_search=False, full_utt=True)
-        _decoder.end_utt()
-        hypothesis = _decoder.hyp()
+        decoder.process_raw(heard, no_search=False, full_utt=True)
+        decoder.end_utt()
+        hypothesis = decoder.hyp()
         text = hypothesis.hypstr if hypothesis else ""
-        if text in _sentences:
-            return _sentences[text]
+        if text in sentences:
+            return sentences[text]
         best = max(best, text, key=len)
     return best
+
+
+def main() -> None:
+    """The recogniser's process: the sentences as one line of JSON, then a sound in base64 a line, each answered."""
+    from pocketsphinx import Decoder  # type: ignore[attr-defined]
+
+    lines = sys.stdin.buffer
+    sentences: dict[str, str] = json.loads(lines.readline())
+    # Without its second pass the last word of a sentence is far less often lost.
+    decoder = Decoder(lm=None, samprate=RATE, loglevel="FATAL", bestpath=False)
+    unknown = _unknown_words(decoder, sentences)
+    if not unknown:
+        decoder.add_jsgf_string("said", f"#JSGF V1.0;\ngrammar g;\npublic <s> = {' | '.join(sentences)} ;\n")
+        decoder.activate_search("said")
+    print(json.dumps(", ".join(unknown)), flush=True)
+    for line in lines:
+        print(json.dumps(_decode(decoder, sentences, base64.b64decode(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,7 @@ class ProviderServer:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
         if self._hearing is not None:
-            await asyncio.to_thread(self._hearing.close)
+            await self._hearing.close()
 
     async def start(self) -> None:
         """Listen; after `stop`, on the same port again, with all that was recorded."""

@@ -189,11 +189,21 @@ async def test_decodes_spoken_sentences() -> None:
             assert heard.alternatives[0].text == sentence
 
 
+async def test_an_answer_nobody_waited_for_is_not_taken_for_the_next() -> None:
+    sentences = ["Hello, who are you?", "What is my name?"]
+    hearing = Hearing(sentences)
+    await hearing.start()
+    first = asyncio.create_task(hearing.recognise(*synthesise(sentences[0])))
+    await asyncio.to_thread(lambda: None)
+    first.cancel()
+    assert await hearing.recognise(*synthesise(sentences[1])) == sentences[1]
+    await hearing.close()
+
+
 async def test_a_grammar_with_unknown_words_is_refused_by_name() -> None:
     hearing = Hearing(["play the zzxqv"])
     with pytest.raises(ValueError, match="zzxqv"):
         await hearing.start()
-    await asyncio.to_thread(hearing.close)
 
 
 @pytest.mark.parametrize("fault", [Fault.RATE_LIMIT, Fault.ERROR, Fault.RESET, Fault.TRUNCATE])
