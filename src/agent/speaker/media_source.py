@@ -125,7 +125,8 @@ class MediaSource:
     def read(self, samples: int, at_least: int = 0) -> Samples | None:
         """The next 1 to `samples` samples; none of them at the end; None while there are none yet. Never blocks.
 
-        None too while fewer than `at_least` are buffered and more are coming: `on_data` tells when they are there.
+        None too while fewer than `at_least` (a second at most) are buffered and more are coming: `on_data` tells when
+        they are there.
         Raises MediaError when the file is broken or its source has failed for good.
         """
         with self._changed:
