@@ -34,7 +34,7 @@ def test_thinking_comes_goes_and_wakes_the_speaker() -> None:
     assert np.abs(pull(ambience, 2)).max() > 500
     ambience.thinking(False)
     while ambience.pull(480) is not None:
-        assert len(woken) == 2
+        assert len(woken) == 3
     ambience.thinking(True)
     first = pull(ambience, 0.1)
     assert abs(int(first[0])) < 20
