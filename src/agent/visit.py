@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -16,17 +16,27 @@ from livekit.agents import JobContext
 from livekit.agents.utils.aio import cancel_and_wait
 
 from agent.briefing.desk import BriefingDesk
+from agent.briefing.mem0_process import open_memory
+from agent.briefing.memory import Recollection, user_id
 from agent.briefing.profile import Briefing
-from agent.conversation.conversation import Conversation
+from agent.briefing.prompt import Prompt, PromptWriter
+from agent.conversation.conversation import Conversation, Scene
 from agent.conversation.ear import Ear
+from agent.conversation.history import ChatHistory
 from agent.conversation.presence import Presence
+from agent.conversation.providers import Providers
+from agent.conversation.resume import Resumed, ResumeKeeper, ResumeStore, Snapshot
 from agent.device.identity import identify_room
 from agent.device.link import DeviceLink
-from agent.device.messages import AbortPlayback, CleanupRequest, speech_created
+from agent.device.messages import AbortPlayback, CleanupRequest, EndPrompt, speech_created
+from agent.errors import AllProvidersFailed, ResumeError
 from agent.greeting.bank import Greeting
+from agent.outbox.sqlite import outbox_store
+from agent.outbox.writer import OutboxWriter
 from agent.process import Kit
 from agent.speaker.speaker import Speaker
 from agent.telemetry.timeline import Timeline
+from agent.telemetry.visit_record import VisitRecord
 from agent.values import device_key
 
 log = structlog.get_logger(__name__)
@@ -50,7 +60,13 @@ class Visit:
         self.kit = Kit.of(ctx.proc)
         self.settings = self.kit.shared.settings
         self.device = identify_room(ctx.job.room.name)
-        self.log = log.bind(device=device_key(self.device.mac, self.settings.device_salt.get_secret_value()))
+        self.record = VisitRecord(self.settings, job_id=ctx.job.id, mac=self.device.mac, timeline=self.timeline)
+        who = {
+            "visit": self.device.uuid or ctx.job.id,
+            "device": device_key(self.device.mac, self.settings.device_salt.get_secret_value()),
+        }
+        ctx.log_context_fields = {**ctx.log_context_fields, **who}
+        self.log = log.bind(**who)
         self.link = DeviceLink(ctx.room, self.device.participant_identity)
         self.presence = Presence(self.link.send)
         self.ear = Ear(ctx.room, self.device.participant_identity)
@@ -61,6 +77,9 @@ class Visit:
         self.greeting: Greeting | None = None
         self.greeted = asyncio.Event()
         self.conversation: Conversation | None = None
+        self.providers: Providers | None = None
+        self.recollection: Recollection | None = None
+        self.resumed: Resumed | None = None
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: asyncio.TimerHandle | None = None
@@ -72,6 +91,8 @@ class Visit:
         """Open what needs no room; the briefing starts here and nothing waits for it before the greeting."""
         for name, at in _dispatch_moments(self.ctx):
             self.timeline.mark_wall(name, at)
+        self.record.begin(self.kit.warm)
+        self._stack.callback(self.record.end)
         push = self._stack.push_async_callback
         await self._stack.enter_async_context(self.desk)
         push(self.speaker.aclose)
@@ -81,8 +102,11 @@ class Visit:
         self._follow_device()
         self.link.on(AbortPlayback, self._on_abort)
         self.link.on(CleanupRequest, lambda _: self.leave("cleanup requested"))
+        self.link.on(EndPrompt, self._on_end_prompt)
         self.speaker.on_audible = self._on_audible
         self._fetching = self.spawn(self._fetch(), "briefing")
+        self._open_providers()
+        self._remember()
 
     async def connect(self) -> None:
         """Join the room and publish the one track."""
@@ -105,6 +129,7 @@ class Visit:
         if self.greeting is None:
             self.greeted.set()
             return
+        self.record.greeting(language=self.greeting.language, recorded=True)
         self.speaker.play(self.greeting.pcm, on_end=self._on_greeted)
         self.link.send(
             speech_created("say", user_initiated=True, created_at=time.time(), text=self.greeting.text or None)
@@ -114,10 +139,44 @@ class Visit:
         """Bring the conversation up behind the greeting."""
         assert self._fetching is not None
         await asyncio.sleep(0)  # the greeting's first frame goes first
-        self.briefing = await self._fetching
-        self.conversation = Conversation(self)
-        self._stack.push_async_callback(self.conversation.aclose)
-        await self.conversation.start()
+        outbox = OutboxWriter(outbox_store(self.settings))
+        self._stack.push_async_callback(outbox.aclose)
+        history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
+        self._stack.push_async_callback(history.aclose)
+        memories = await self.recollection.in_time() if self.recollection is not None else None
+        briefing = self.briefing = await self._fetching
+        history.decide(
+            chat_history=briefing.chat_history if self.settings.manager_api_url is not None else 0,
+            memory_user=user_id(self.device.mac) if self.recollection is not None else None,
+        )
+        language = next((language for language in self.languages()[:-1] if language), None)
+        scene = Scene(
+            self.settings,
+            self.link,
+            self.presence,
+            self.ear,
+            self.speaker,
+            history,
+            self.providers,
+            self.kit.shared.vad,
+            lambda purpose: self.kit.shared.bank.sentence(purpose, self.languages()),
+            self.timeline.mark,
+            self.spawn,
+        )
+        conversation = self.conversation = Conversation(scene, briefing, language=language)
+        self._stack.push_async_callback(conversation.aclose)
+        self.record.watch(conversation.session)
+        earlier = self.resumed.chat if self.resumed is not None else None
+        await conversation.start(
+            self._write_prompt(briefing, memories or (), language),
+            greeting=self.greeting,
+            earlier=earlier,
+            recollection=self.recollection,
+        )
+        keeper = ResumeKeeper(self._resume_store(), self.device.mac, self._snapshot)
+        keeper.start()
+        conversation.session.on("conversation_item_added", lambda _: keeper.changed())
+        self._stack.push_async_callback(keeper.aclose)
         self.timeline.mark("session_ready")
         self.spawn(self._report_greeting(), "greeting report")
 
@@ -130,6 +189,8 @@ class Visit:
             "visit ended",
             t0_wall=self.timeline.t0_wall,
             marks=self.timeline.marks,
+            variants=self.record.variants,
+            turns=self.timeline.turns,
             data_channel=dict(self.link.counts),
             words_dropped=self.ear.dropped,
         )
@@ -148,9 +209,56 @@ class Visit:
         self.timeline.mark("leaving")
         self.ctx.shutdown(reason)
 
+    def _open_providers(self) -> None:
+        plan = self.kit.shared.plan
+        if plan is None:
+            return
+        if plan.problems:
+            self.log.error("nobody will answer the child", problems=plan.problems)
+            return
+        self.providers = plan.open(on_failed=self._on_providers_failed)
+        self._stack.push_async_callback(self.providers.aclose)
+        self.providers.warm()
+
+    def _remember(self) -> None:
+        if not self.settings.mem0_enabled.on_for(self.device.mac, "mem0_enabled"):
+            return
+        memory = open_memory(self.settings)
+        self._stack.push_async_callback(memory.aclose)
+        self.recollection = Recollection(memory, user_id(self.device.mac), deadline_ms=self.settings.mem0_deadline_ms)
+        self._stack.push_async_callback(self.recollection.aclose)
+
+    def _resume_store(self) -> ResumeStore:
+        return ResumeStore(self.settings.state_dir / "resume.db", window_s=self.settings.resume_window)
+
+    def _find_earlier(self) -> Resumed | None:
+        store = self._resume_store()
+        try:
+            return store.load(self.device.mac)
+        except ResumeError as error:
+            self.log.warning("conversations cannot be found again", error=str(error))
+            return None
+        finally:
+            store.close()
+
+    def _snapshot(self) -> Snapshot:
+        assert self.conversation is not None
+        return Snapshot(self.conversation.context, None, greeted_returning=self.resumed is not None)
+
+    def _write_prompt(self, briefing: Briefing, memories: Sequence[str], language: str | None) -> Prompt:
+        writer = self.kit.shared.writer or PromptWriter(token_budget=self.settings.prompt_token_budget)
+        return writer.write(briefing.prompt, briefing.child, memories, language=language)
+
     async def _fetch(self) -> Briefing:
+        self.resumed = await asyncio.to_thread(self._find_earlier) if self.settings.resume_window else None
         self.known = await self.desk.peek()
         self.briefing = await self.desk.fetch()
+        self.record.briefed(
+            sources=self.briefing.sources,
+            timings_ms=self.briefing.timings_ms,
+            problems=self.briefing.problems,
+            asked=self.settings.manager_api_url is not None,
+        )
         self.timeline.mark("briefing_ready")
         return self.briefing
 
@@ -172,7 +280,8 @@ class Visit:
         if known is not None and known.bind_code is not None:
             return bank.bind_code(known.bind_code, languages) or bank.sentence("bind_first", languages)
         age = known.child.age if known is not None and known.child is not None else None
-        return bank.choose(languages, age=age)
+        returning = self.resumed is not None and not self.resumed.greeted_returning
+        return bank.choose(languages, age=age, returning=returning)
 
     async def _report_greeting(self) -> None:
         await self.greeted.wait()
@@ -181,6 +290,7 @@ class Visit:
             "greeting finished",
             t0_wall=self.timeline.t0_wall,
             marks=self.timeline.marks,
+            variants=self.record.variants,
             greeting=self.greeting.id if self.greeting is not None else None,
             sources={part.value: source.value for part, source in briefing.sources.items()} if briefing else {},
             briefing_ms=dict(briefing.timings_ms) if briefing else {},
@@ -190,7 +300,7 @@ class Visit:
 
     def _on_audible(self, audible: bool) -> None:
         if audible:
-            self.timeline.mark("first_frame")
+            self.record.audible()
         self.presence.audible(audible)
 
     def _on_greeted(self, _samples: int, _interrupted: bool) -> None:
@@ -202,6 +312,16 @@ class Visit:
         self.speaker.stop_speech()
         if self.conversation is not None:
             self.conversation.stop()
+
+    async def _on_end_prompt(self, message: EndPrompt) -> None:
+        self.timeline.mark("goodbye")
+        self.speaker.stop_recorded()
+        if self.conversation is not None:
+            await self.conversation.goodbye(message.prompt)
+
+    def _on_providers_failed(self, error: AllProvidersFailed) -> None:
+        if self.conversation is not None:
+            self.conversation.apologise(error)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -229,6 +349,7 @@ class Visit:
 
         def on_came(participant: rtc.RemoteParticipant) -> None:
             if participant.identity == identity:
+                self.timeline.mark("device_came")
                 self._expect_device(None)
 
         def on_disconnected(*_: object) -> None:

@@ -6,17 +6,29 @@ import asyncio
 import math
 import os
 import signal
-from contextlib import AsyncExitStack
+import sys
+from contextlib import AsyncExitStack, suppress
 
 import structlog
+from livekit import api
 from livekit.agents import AgentServer, JobExecutorType, JobRequest
+from livekit.agents.utils.aio import cancel_and_wait
 
 from agent import process, room
+from agent.briefing.manager_api import ManagerApiClient
+from agent.briefing.mem0_process import Mem0Process, open_memory, self_hosted
+from agent.conversation.history import chat_deliverer, memory_deliverer
 from agent.device.identity import identify_room
 from agent.errors import IdentityError
 from agent.health import HealthServer, WorkerState
+from agent.library.watcher import CatalogueWatcher
 from agent.livekit_server import supports_single_peer_connection
+from agent.outbox.courier import OutboxCourier
+from agent.outbox.items import Deliverer
+from agent.outbox.sqlite import outbox_store
 from agent.settings import Settings
+from agent.telemetry.hub import MetricsHub
+from agent.telemetry.worker_telemetry import open_hub, outbox_source
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +80,35 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
     return server
 
 
+async def start_background(settings: Settings, stack: AsyncExitStack, hub: MetricsHub | None = None) -> None:
+    """What the worker does for all rooms: deliver the outbox, keep the library's copy true, run a Mem0 of our own."""
+    remembers = settings.mem0_enabled.percent > 0
+    if remembers and self_hosted(settings):
+        mem0 = Mem0Process([sys.executable, "-m", "agent", "mem0"])
+        stack.push_async_callback(mem0.aclose)
+        mem0.start()
+    deliverers: dict[str, Deliverer] = {}
+    if settings.manager_api_url is not None:
+        manager = ManagerApiClient(
+            settings.manager_api_url, settings.manager_api_secret, deadline=settings.manager_api_deadline_ms / 1000
+        )
+        stack.push_async_callback(manager.aclose)
+        deliverers["chat"] = chat_deliverer(manager.report_chat)
+    if remembers:
+        memory = open_memory(settings)
+        stack.push_async_callback(memory.aclose)
+        deliverers["memory"] = memory_deliverer(memory)
+    courier = OutboxCourier(outbox_store(settings, durable=False), deliverers)
+    stack.push_async_callback(courier.aclose)
+    courier.start()
+    if hub is not None:
+        hub.sources.append(outbox_source(courier.stats))
+    watcher = CatalogueWatcher(settings)
+    watching = asyncio.create_task(watcher.run(), name="catalogue watcher")
+    stack.push_async_callback(cancel_and_wait, watching)
+    stack.push_async_callback(watcher.aclose)
+
+
 async def serve(settings: Settings, *, devmode: bool = False) -> int:
     """Run until SIGTERM or SIGINT; a second signal ends at once. Returns the exit code.
 
@@ -93,7 +134,9 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
             os.environ["SINGLE_PEER_CONNECTION"] = str(supported).lower()
     state = WorkerState(settings)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(HealthServer(settings, state))
+        hub = await open_hub(stack, settings, roles=state.roles, show=state.show)
+        await stack.enter_async_context(HealthServer(settings, state, hub))
+        await start_background(settings, stack, hub)
         server = build_server(settings, state)
         running = asyncio.create_task(server.run(devmode=devmode), name="agent server")
         stopping = asyncio.create_task(stop.wait())
@@ -110,4 +153,31 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
                 log.warning("drain timed out, remaining visits are ended")
         await server.aclose()
         await running
+    return 0
+
+
+async def serve_room(settings: Settings, name: str, identity: str | None) -> int:
+    """Serve one room now, making it where it is not there, until its visit ends or a signal comes."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    single = settings.model_copy(update={"num_idle_processes": 1})
+    async with AsyncExitStack() as stack:
+        await start_background(single, stack)
+        server = build_server(single, WorkerState(single))
+        started = asyncio.Event()
+        server.on("worker_started", started.set)
+        running = asyncio.create_task(server.run(unregistered=True), name="agent server")
+        try:
+            await asyncio.wait_for(started.wait(), 60)
+            keys = (settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value())
+            async with api.LiveKitAPI(*keys) as livekit:
+                room_info = await livekit.room.create_room(api.CreateRoomRequest(name=name))
+            await server.simulate_job(name, room_info=room_info, agent_identity=identity or f"agent-{name[:8]}")
+            while server.active_jobs and not stop.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 0.5)
+        finally:
+            await server.aclose()
+            await running
     return 0

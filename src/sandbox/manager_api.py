@@ -249,7 +249,7 @@ class ManagerApi:
             device.prompt = self.modes[mode]
         return self.modes[mode]
 
-    async def _report(self, _request: web.Request, body: dict[str, Any]) -> Any:
+    async def _report(self, request: web.Request, body: dict[str, Any]) -> Any:
         required = {"macAddress": str, "sessionId": str, "chatType": int, "content": str, "reportTime": int}
         wrong = [name for name, kind in required.items() if not isinstance(body.get(name), kind)]
         if wrong or body["chatType"] not in (1, 2) or body.get("audioBase64") is not None:
@@ -257,7 +257,8 @@ class ManagerApi:
         device = self.devices.get(_mac(body["macAddress"]))
         if device is None or device.agent_id is None:
             return False
-        self.reports.append({**body, "content": body["content"][:CONTENT_MAX]})
+        key = request.headers.get("Idempotency-Key")
+        self.reports.append({**body, "content": body["content"][:CONTENT_MAX], "idempotencyKey": key})
         return True
 
     async def _health(self, _request: web.Request, _body: dict[str, Any]) -> Any:

@@ -110,6 +110,7 @@ class DeviceFile:
         chat_type: ChatType,  # noqa: ARG002
         content: str,  # noqa: ARG002
         report_time: int,  # noqa: ARG002
+        idempotency_key: str | None = None,  # noqa: ARG002
     ) -> bool:
         """Always False: nobody keeps it."""
         return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -36,6 +37,7 @@ class _Call:
     body: dict[str, Any] | None = None
     attempts: int = _ATTEMPTS
     enveloped: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class ManagerApiClient:
@@ -79,9 +81,16 @@ class ManagerApiClient:
         return (await self._ask(_Call("update-mode", "PUT", "/agent/update-mode", body))).prompt()
 
     async def report_chat(
-        self, mac: DeviceMac, *, session_id: str, chat_type: ChatType, content: str, report_time: int
+        self,
+        mac: DeviceMac,
+        *,
+        session_id: str,
+        chat_type: ChatType,
+        content: str,
+        report_time: int,
+        idempotency_key: str | None = None,
     ) -> bool:
-        """POST /agent/chat-history/report, once."""
+        """POST /agent/chat-history/report, once. `idempotency_key` goes out as the header `Idempotency-Key`."""
         body = {
             "macAddress": mac,
             "sessionId": session_id,
@@ -90,7 +99,8 @@ class ManagerApiClient:
             "audioBase64": None,
             "reportTime": report_time,
         }
-        call = _Call("chat-report", "POST", "/agent/chat-history/report", body, attempts=1)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+        call = _Call("chat-report", "POST", "/agent/chat-history/report", body, attempts=1, headers=headers)
         return (await self._ask(call)).reported()
 
     async def health(self) -> None:
@@ -132,7 +142,7 @@ class ManagerApiClient:
             url = URL(self._url + call.path)
             try:
                 response = await stack.enter_async_context(
-                    session.request(call.method, url, json=call.body, allow_redirects=False)
+                    session.request(call.method, url, json=call.body, headers=call.headers, allow_redirects=False)
                 )
                 raw = await _read(call, response)
             except aiohttp.ClientResponseError:

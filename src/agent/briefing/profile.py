@@ -131,11 +131,19 @@ class Directory(Protocol):
         """Give the agent the template of this exact name and return its prompt."""
 
     async def report_chat(
-        self, mac: DeviceMac, *, session_id: str, chat_type: ChatType, content: str, report_time: int
+        self,
+        mac: DeviceMac,
+        *,
+        session_id: str,
+        chat_type: ChatType,
+        content: str,
+        report_time: int,
+        idempotency_key: str | None = None,
     ) -> bool:
         """Report one line of the chat; False when the device has no agent, so that nobody keeps it.
 
-        `session_id` is the room's name, `report_time` is in Unix seconds. Never repeated: a repeat is a second line.
+        `session_id` is the room's name, `report_time` is in Unix seconds. Never repeated here; with an
+        `idempotency_key` a repeat can be told from a second line.
         """
 
     async def health(self) -> None:

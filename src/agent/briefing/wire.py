@@ -144,7 +144,7 @@ class Envelope:
             raise NotFound(f"{call}: device not found")
         if code == MUST_BIND_FIRST:
             raise MustBindFirst(f"{call}: the device must be bound first", bind_code(self._body.msg or ""))
-        raise Rejected(f"{call}: refused with code {code}")
+        raise Rejected(f"{call}: refused with code {code}", code)
 
     def agent_id(self) -> str:
         """Raises NotFound for a device that has no agent."""

@@ -1,63 +1,227 @@
-"""The session that talks: built behind the greeting, wired to the device, closed before the room."""
+"""The session that talks: built behind the greeting, wired to device, history and memory, closed before the room."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from livekit.agents import Agent, AgentSession
-from livekit.agents.llm import ChatContext
-from livekit.agents.voice import AgentStateChangedEvent, SpeechCreatedEvent, UserInputTranscribedEvent
+import structlog
+from livekit.agents import AgentSession
+from livekit.agents.llm import ChatContext, ChatMessage, Tool
+from livekit.agents.vad import VAD
+from livekit.agents.voice import (
+    AgentFalseInterruptionEvent,
+    AgentStateChangedEvent,
+    ConversationItemAddedEvent,
+    SpeechCreatedEvent,
+    UserInputTranscribedEvent,
+    UserStateChangedEvent,
+)
 
-from agent.briefing.profile import Briefing
+from agent.briefing.memory import Recollection
+from agent.briefing.profile import Briefing, ChatType
+from agent.briefing.prompt import Prompt
+from agent.conversation.companion import Companion
 from agent.conversation.ear import Ear
+from agent.conversation.history import ChatHistory
 from agent.conversation.presence import Presence
+from agent.conversation.providers import Providers
+from agent.conversation.turn_taking import session_options
 from agent.device.link import DeviceLink
-from agent.device.messages import speech_created, user_input_transcribed
+from agent.device.messages import agent_false_interruption, speech_created, user_input_transcribed
+from agent.errors import AllProvidersFailed
 from agent.greeting.bank import Greeting
+from agent.settings import Settings
 from agent.speaker.speaker import Speaker
 
+log = structlog.get_logger(__name__)
 
-class Scene(Protocol):
+APOLOGY_PAUSE = 8.0
+"""Seconds between two recorded apologies: a child that goes on talking is not told every time."""
+GOODBYE_DEADLINE = 4.0
+"""Seconds within which a goodbye of the model's own must begin to sound; else the recorded one does."""
+GREET = "Greet the child now, warmly and in one short sentence. If you remember something about it, show it."
+
+
+@dataclass
+class Scene:
     """What a conversation needs of its visit."""
 
+    settings: Settings
     link: DeviceLink
     presence: Presence
     ear: Ear
     speaker: Speaker
-    briefing: Briefing | None
-    greeting: Greeting | None
+    history: ChatHistory
+    providers: Providers | None
+    vad: VAD | None
+    sentence: Callable[[str], Greeting | None]
+    """The recorded sentence of this purpose in the child's language."""
+    mark: Callable[[str], float]
+    spawn: Callable[[Coroutine[Any, Any, Any], str], object]
+    """Runs a task that the visit supervises."""
 
 
 class Conversation:
-    """One session in one room. `start` once; `aclose` is safe whatever was reached."""
+    """One session in one room. `start` once; `aclose` is safe whatever was reached.
 
-    def __init__(self, scene: Scene) -> None:
+    Without providers the child hears the recorded apology when it has spoken: words, never silence.
+    """
+
+    def __init__(self, scene: Scene, briefing: Briefing, *, language: str | None) -> None:
         self._scene = scene
-        self.session: AgentSession[None] = AgentSession()
+        self._realtime = scene.settings.conversation_mode == "realtime"
+        self._apologised_at = float("-inf")
+        self._started = False
+        self.apologies = 0
+        age = briefing.child.age if briefing.child is not None else None
+        options = session_options(scene.settings, age=age, realtime=self._realtime)
+        models = self._models(briefing, language)
+        self.able = bool(models)
+        if not self.able:
+            options["turn_handling"] = {"turn_detection": "vad"}
+        self.session: AgentSession[None] = AgentSession(**{**options, "vad": scene.vad, **models})
 
-    async def start(self) -> None:
-        """Start listening and answering; the greeting is in the context as what the agent has said."""
+    def _models(self, briefing: Briefing, language: str | None) -> dict[str, Any]:
+        providers, vad = self._scene.providers, self._scene.vad
+        if providers is None:
+            return {}
+        if self._realtime:
+            return {
+                "llm": providers.realtime(voice=briefing.voice, language=language, on_lost_reply=self._reply_again),
+                "vad": None,
+            }
+        if vad is None:
+            return {}
+        pipeline = providers.pipeline(vad, voice=briefing.voice, language=language)
+        return {"stt": pipeline.stt, "llm": pipeline.llm, "tts": pipeline.tts}
+
+    async def start(
+        self,
+        prompt: Prompt,
+        *,
+        greeting: Greeting | None,
+        earlier: ChatContext | None = None,
+        tools: Sequence[Tool] = (),
+        recollection: Recollection | None = None,
+    ) -> None:
+        """Listen and answer. The greeting is in the context as what the agent has said; without one the model greets.
+
+        `earlier` is the conversation of a visit that goes on.
+        """
         scene, session = self._scene, self.session
         session.input.audio = scene.ear
         session.output.audio = scene.speaker
         session.on("agent_state_changed", self._on_state)
+        session.on("user_state_changed", self._on_user_state)
         session.on("speech_created", self._on_speech)
         session.on("user_input_transcribed", self._on_transcript)
-        context = ChatContext.empty()
-        if scene.greeting is not None and scene.greeting.text:
-            context.add_message(role="assistant", content=scene.greeting.text)
-        await session.start(Agent(instructions="", chat_ctx=context), record=False, session_host=False)
+        session.on("conversation_item_added", self._on_item)
+        session.on("agent_false_interruption", self._on_false_interruption)
+        context = earlier.copy() if earlier is not None else ChatContext.empty()
+        if greeting is not None and greeting.text:
+            context.add_message(role="assistant", content=greeting.text)
+            scene.history.say(ChatType.AGENT, greeting.text)
+        companion = Companion(prompt.text, context=context, tools=tools, recollection=recollection)
+        await session.start(companion, record=False, session_host=False)
+        self._started = True
+        if greeting is None and self.able:
+            session.generate_reply(instructions=GREET)
+
+    @property
+    def context(self) -> ChatContext:
+        """What has been said."""
+        return self.session.history
 
     def stop(self) -> None:
-        """Silence what is being said, at once."""
-        self.session.interrupt(force=True)
+        """Silence what is being said and give up what is being thought, at once."""
+        if self._started:
+            self.session.interrupt(force=True)
+
+    async def goodbye(self, words: str | None) -> None:
+        """Say a short goodbye: the model's own where it begins in time, else the recorded one; returns when heard."""
+        if self.able and words:
+            handle = self.session.generate_reply(instructions=words, allow_interruptions=False)
+            waiting = asyncio.ensure_future(handle.wait_for_playout())
+            started = asyncio.ensure_future(self._until_speaking())
+            try:
+                await asyncio.wait({waiting, started}, timeout=GOODBYE_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+                if started.done() or waiting.done():
+                    await asyncio.wait({waiting}, timeout=15.0)
+                    return
+                handle.interrupt(force=True)
+            finally:
+                started.cancel()
+                waiting.cancel()
+        await self.say_recorded("goodbye")
+
+    async def say_recorded(self, purpose: str) -> None:
+        """Say a recorded sentence after what is being said; returns when it was heard, or at once where none is."""
+        greeting = self._scene.sentence(purpose)
+        if greeting is None:
+            return
+        heard = asyncio.get_running_loop().create_future()
+        self._scene.link.send(
+            speech_created("say", user_initiated=False, created_at=time.time(), text=greeting.text or None)
+        )
+        self._scene.speaker.play(greeting.pcm, on_end=lambda *_: None if heard.done() else heard.set_result(None))
+        self._scene.history.say(ChatType.AGENT, greeting.text)
+        await asyncio.wait_for(heard, greeting.duration + 15.0)
+
+    def apologise(self, error: AllProvidersFailed | None = None) -> None:
+        """Nobody can answer: the recorded apology, at most once in APOLOGY_PAUSE seconds."""
+        now = time.monotonic()
+        if now - self._apologised_at < APOLOGY_PAUSE:
+            return
+        self._apologised_at = now
+        self.apologies += 1
+        log.error("nobody can answer the child", reason=str(error) if error else "no provider is configured")
+        self._scene.spawn(self._apologise(), "apology")
+
+    async def _apologise(self) -> None:
+        # Replies are prepared while the child may still talk: nobody talks into its sentence.
+        waited = 0.0
+        while self.session.user_state == "speaking" and waited < APOLOGY_PAUSE:
+            await asyncio.sleep(0.1)
+            waited += 0.1
+        await self.say_recorded("provider_down")
 
     async def aclose(self) -> None:
         """End the session."""
+        self._started = False
         await self.session.aclose()
+
+    def _reply_again(self) -> None:
+        self.session.generate_reply()
+
+    async def _until_speaking(self) -> None:
+        speaking = asyncio.Event()
+
+        def on_state(event: AgentStateChangedEvent) -> None:
+            if event.new_state == "speaking":
+                speaking.set()
+
+        self.session.on("agent_state_changed", on_state)
+        try:
+            await speaking.wait()
+        finally:
+            self.session.off("agent_state_changed", on_state)
+
+    # The session's events
 
     def _on_state(self, event: AgentStateChangedEvent) -> None:
         self._scene.presence.session_state(event.new_state)
+        if event.new_state == "speaking":
+            self._scene.mark("first_answer")
+
+    def _on_user_state(self, event: UserStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            self._scene.mark("first_word")
+        elif event.old_state == "speaking" and not self.able:
+            self.apologise()
 
     def _on_speech(self, event: SpeechCreatedEvent) -> None:
         self._scene.link.send(
@@ -65,7 +229,17 @@ class Conversation:
         )
 
     def _on_transcript(self, event: UserInputTranscribedEvent) -> None:
-        if event.is_final:
-            self._scene.link.send(
-                user_input_transcribed(event.transcript, is_final=True, language=str(event.language or "") or None)
-            )
+        if not event.is_final or not event.transcript.strip():
+            return
+        # A child that talks into a recorded sentence has heard enough of it.
+        self._scene.speaker.stop_recorded()
+        self._scene.link.send(
+            user_input_transcribed(event.transcript, is_final=True, language=str(event.language or "") or None)
+        )
+
+    def _on_item(self, event: ConversationItemAddedEvent) -> None:
+        if isinstance(event.item, ChatMessage):
+            self._scene.history.add(event.item)
+
+    def _on_false_interruption(self, event: AgentFalseInterruptionEvent) -> None:
+        self._scene.link.send(agent_false_interruption(resumed=event.resumed))

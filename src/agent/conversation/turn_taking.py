@@ -166,6 +166,8 @@ def session_options(settings: Settings, *, age: int | None, realtime: bool = Fal
         ),
         "use_tts_aligned_transcript": False,
         "user_away_timeout": None,
+        # A child whose device has left has no more words on the way that could be answered.
+        "session_close_transcript_timeout": 0.5,
     }
     if realtime:
         options["turn_handling"] = TurnHandlingOptions(turn_detection="realtime_llm", interruption={"mode": "vad"})

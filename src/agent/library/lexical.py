@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Final
 
 from agent.library.phonetic import romanise
-from agent.library.titles import Title
 
 _APOSTROPHES: Final = re.compile(r"['’‘`ʼ´]")
 _NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
@@ -84,10 +83,3 @@ def grams(words: Iterable[str], size: int = 3) -> list[str]:
     """Overlapping character grams of the words joined without spaces, with markers at both ends."""
     joined = f"<{''.join(words)}>"
     return [joined[place : place + size] for place in range(max(1, len(joined) - size + 1))]
-
-
-def embedding_text(title: Title) -> str:
-    """What is embedded for a title: its names and its keywords, in their own scripts, at most some forty words."""
-    names = "; ".join(title.names[:4])
-    words = ", ".join(title.keywords[:12])
-    return f"{names}. {words}" if words else names

@@ -27,7 +27,9 @@ FEATURES: Final = (
     "missed",  # the name's least explained word
     "about",  # share of the request's meaning that names and keywords together explain
     "odd",  # the request's word that neither names nor keywords explain
+    "heard",  # the name's sounds are part of the request's
     "dense",  # cosine similarity of the embeddings
+    "lead",  # the same, less that of the best title, plus 1
     "section",  # 1 in the section asked for, 0 in another, 0.5 when none was asked for
 )
 
@@ -115,12 +117,15 @@ def measure(
     chars = cdist(whole, compact, scorer=OSA.normalized_similarity, dtype=np.float32)
     sounds = cdist(whole_sound, sound, scorer=OSA.normalized_similarity, dtype=np.float32)
     part = cdist(whole, compact, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
-    cosine = np.array([max(0.0, dense.get(row, 0.0)) for row in titles], np.float32)
+    heard = cdist(whole_sound, sound, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
+    floor, best = (min(dense.values()), max(dense.values())) if dense else (0.0, 0.0)
+    cosine = np.array([max(0.0, dense.get(row, floor)) for row in titles], np.float32)
     where = np.array(
         [0.5 if section is None else float(words.section_of[row] == section) for row in titles], np.float32
     )
     title_place = np.array([place_of[row] for row in rows.tolist()], np.int64)
     lengths = np.array([len(text) for text in compact], np.float32)
+    sound_lengths = np.array([len(text) for text in sound], np.float32)
     blocks: list[Matrix] = []
     for number, reading in enumerate(readings):
         strength = np.array([words.word_weight(word) for word in reading], np.float32)
@@ -139,7 +144,11 @@ def measure(
         block[:, 7] = 1.0 - (name_weight * (1.0 - told)).max(axis=1)
         block[:, 8] = strength @ about / strength.sum()
         block[:, 9] = 1.0 - (strength[:, None] * (1.0 - about)).max(axis=0)
-        block[:, 10], block[:, 11] = cosine[title_place], where[title_place]
+        block[:, 10] = np.where(
+            sound_lengths <= len(whole_sound[number]), heard[number] * np.minimum(1.0, sound_lengths / 7.0), 0.0
+        )
+        block[:, 11], block[:, 12] = cosine[title_place], 1.0 + cosine[title_place] - best
+        block[:, 13] = where[title_place]
         blocks.append(block)
     return Rows(np.tile(rows, len(readings)).astype(np.int32), np.concatenate(blocks))
 

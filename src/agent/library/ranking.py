@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,6 +28,7 @@ Dense = Callable[[NDArray[np.float32], int, frozenset[str] | None], list[tuple[i
 _FORMS_A_SIDE: Final = 24
 _TITLES_A_SIDE: Final = 24
 _MAX_FORMS: Final = 110
+_DENSE: Final = 100
 _NEAREST: Final = 5
 
 
@@ -206,27 +207,33 @@ class TitleIndex:
         self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None
     ) -> list[Candidate]:
         """Every title worth a look, best first."""
+        rows = self.measured(wanted, where, embed, dense)
+        return [] if rows is None else _best_of(rows)
+
+    def measured(
+        self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None
+    ) -> Rows | None:
+        """The features of every name worth a look, None if there is none."""
         words = self._words
         cosine: dict[int, float] = {}
         if embed is not None and dense is not None and wanted.text:
             vector = embed(wanted.text)
-            for number, similarity in dense(vector, _TITLES_A_SIDE, None):
+            for number, similarity in dense(vector, _DENSE, None):
                 row = self._row(number)
                 if row is not None:
                     cosine[row] = similarity
-        forms = self._forms_near(wanted.readings, cosine)
+        forms = self._forms_near(wanted.readings, list(cosine)[:_TITLES_A_SIDE])
         if not forms:
-            return []
+            return None
         time.sleep(0)  # lets the event loop's thread have the interpreter between two stretches of work
         section = None if where is None else words.sections.index(where)
-        rows = measure(words, wanted.readings[:3], forms, cosine, section)
-        return _best_of(rows)
+        return measure(words, wanted.readings[:3], forms, cosine, section)
 
-    def _forms_near(self, readings: Sequence[tuple[str, ...]], cosine: Mapping[int, float]) -> list[int]:
+    def _forms_near(self, readings: Sequence[tuple[str, ...]], nearest: Sequence[int]) -> list[int]:
         words = self._words
         found: dict[int, None] = {}
         first = readings[0]
-        rows = list(cosine)
+        rows = list(nearest)
         rows.extend(_top_titles(words, first))
         for reading in readings[:2]:
             for form in _top_forms(words.char_grams.get, words.char_norm, grams(reading), len(words.forms)):

@@ -35,6 +35,7 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 _LOAD: Final = "nothing is loaded: run 'python -m agent catalogue load DIR'"
+_COPY: Final = "the library has not been copied from Qdrant yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class LibraryService:
         self._loaded: _Loaded | None = None
         self._seen: str | None = None
         self._problem = ""
+
+    @property
+    def version_there(self) -> str | None:
+        """The version that a search would use, None where nothing was ever loaded. One system call."""
+        return self._store.current()
 
     @property
     def ready(self) -> bool:
@@ -225,12 +231,10 @@ class ServiceCache:
         found = read_status(self._root).get(kind)
         if found is not None and found.reason:
             return found.reason
+        if self._services[kind].version_there is None:
+            return _LOAD if self._settings.qdrant_url is None else _COPY
         if self.embedder_problem:
             return f"searching by words alone: {self.embedder_problem}"
-        if found is None and self._settings.qdrant_url is not None:
-            return "the library has not been copied from Qdrant yet"
-        if found is None or self._settings.qdrant_url is None:
-            return _LOAD if SnapshotStore(self._root, kind).current() is None else ""
         return ""
 
     def _run(self, search: Callable[[], _T]) -> asyncio.Future[_T]:

@@ -178,15 +178,19 @@ class SnapshotStore:
 
         Raises LibraryError where every version is damaged.
         """
-        problem: LibraryError | None = None
-        for version in self._newest_first():
-            try:
-                return self.open_version(version)
-            except LibraryError as error:
-                problem = problem or error
-        if problem is not None:
-            raise problem
-        return None
+        while True:
+            current = self.current()
+            problem: LibraryError | None = None
+            for version in self._newest_first():
+                try:
+                    return self.open_version(version)
+                except LibraryError as error:
+                    problem = problem or error
+            if self.current() != current:
+                continue  # versions went while they were looked at: there are newer ones
+            if problem is not None:
+                raise problem
+            return None
 
     def open_version(self, version: str) -> Snapshot:
         """One version by name, checked against its checksums. Raises LibraryError where it is damaged or gone."""
@@ -210,20 +214,25 @@ class SnapshotStore:
 
     def _newest_first(self) -> list[str]:
         current = self.current()
+        found: list[tuple[bool, int, str]] = []
         try:
-            folders = [path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()]
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        try:
+                            found.append((entry.name == current, entry.stat().st_mtime_ns, entry.name))
+                        except FileNotFoundError:
+                            continue  # a writer has just pruned it
         except FileNotFoundError:
             return []
-        named = [path for path in folders if not path.name.startswith(".")]
-        named.sort(key=lambda path: (path.name == current, path.stat().st_mtime_ns), reverse=True)
-        return [path.name for path in named]
+        return [name for _, _, name in sorted(found, reverse=True)]
 
     def _intact(self, folder: Path) -> bool:
         try:
-            meta = _read_meta(folder)
-            return all(_sha256(folder / name) == expected for name, expected in meta.sha256.items())
-        except (OSError, ValidationError):
+            self.open_version(folder.name)
+        except LibraryError:
             return False
+        return True
 
     def _prune(self) -> None:
         for version in self._newest_first()[_KEEP:]:

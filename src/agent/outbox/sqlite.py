@@ -12,6 +12,7 @@ from typing import Final
 
 from agent.errors import OutboxError
 from agent.outbox.items import Lane, OutboxItem, OutboxStats
+from agent.settings import Settings
 from agent.state import open_database
 
 _SCHEMA: Final = """
@@ -54,6 +55,16 @@ DEAD_KEPT: Final = 10_000
 """How many items that were set aside are kept; they are dropped at `max_age_s` too."""
 _CLOCK_SLACK_S: Final = 7200.0
 """Waits further ahead than this come from a clock that was set back, and are over."""
+
+
+def outbox_store(settings: Settings, *, durable: bool = True) -> SqliteOutbox:
+    """The worker's outbox, as its settings say; nothing is opened before its first use."""
+    return SqliteOutbox(
+        settings.state_dir / "outbox.db",
+        max_age_s=settings.outbox_max_age,
+        max_items=settings.outbox_max_items,
+        durable=durable,
+    )
 
 
 class SqliteOutbox:

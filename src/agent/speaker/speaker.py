@@ -160,6 +160,15 @@ class Speaker(io.AudioOutput):
             self._session_segment, self._discarding = None, True
         self.wake()
 
+    def stop_recorded(self) -> None:
+        """Silence what `play` was given, and nothing else."""
+        recorded = [item for item in self._segments if item.on_end != self._report_finished]
+        if recorded:
+            self._recall()
+            for segment in recorded:
+                self._finish(segment, interrupted=True)
+            self.wake()
+
     def drop_queue(self) -> None:
         """Silence what has been mixed but not sounded; it is given back to whom it came from."""
         self._recall()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Final
+
+TURNS_KEPT: Final = 100
 
 
 class Timeline:
@@ -13,13 +17,14 @@ class Timeline:
     by side. Marking costs a dictionary entry; everything that reads it runs after the greeting.
     """
 
-    __slots__ = ("_clock", "_marks", "_start", "t0_wall")
+    __slots__ = ("_clock", "_marks", "_start", "_turns", "t0_wall")
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._start = clock()
         self.t0_wall = wall()
         self._marks: dict[str, float] = {}
+        self._turns: deque[Mapping[str, float]] = deque(maxlen=TURNS_KEPT)
 
     def mark(self, name: str) -> float:
         """Set `name` to now unless it is set; returns its milliseconds."""
@@ -38,6 +43,15 @@ class Timeline:
         """Milliseconds from `first` to `last`, None unless both have happened."""
         a, b = self._marks.get(first), self._marks.get(last)
         return None if a is None or b is None else round(b - a, 2)
+
+    def turn(self, parts: Mapping[str, float]) -> None:
+        """Keep how long the parts of a turn took, in milliseconds; of a long visit, the last TURNS_KEPT."""
+        self._turns.append(parts)
+
+    @property
+    def turns(self) -> list[Mapping[str, float]]:
+        """The turns kept, earliest first: a child's message and its reply are two entries."""
+        return list(self._turns)
 
     @property
     def marks(self) -> Mapping[str, float]:

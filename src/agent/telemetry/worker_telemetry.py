@@ -1,0 +1,63 @@
+"""Everything the worker measures, put together: one call in the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from agent.settings import Settings
+from agent.telemetry.hub import MetricsHub, Source
+from agent.telemetry.lag import LagProbe
+from agent.telemetry.processes import ProcessGauges, Roles
+
+
+class OutboxView(Protocol):
+    """What is shown of one kind of outbox items."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def oldest_age_s(self) -> float: ...
+    @property
+    def delivered(self) -> int: ...
+    @property
+    def retried(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def dead(self) -> int: ...
+
+
+async def open_hub(
+    stack: AsyncExitStack, settings: Settings, *, roles: Callable[[], Roles], show: Source
+) -> MetricsHub:
+    """Start measuring; ends with `stack`. `roles` and `show` tell of the processes and the worker's own gauges.
+
+    Call it before processes are started: they find it by an environment variable.
+    """
+    hub = await stack.enter_async_context(MetricsHub(settings.state_dir.absolute() / "run"))
+    hub.sources += [show, ProcessGauges(roles)]
+    probe = LagProbe("worker")
+    stack.callback(probe.stop)
+    probe.start()
+    return hub
+
+
+def outbox_source(stats: Callable[[], Awaitable[Mapping[str, OutboxView]]]) -> Source:
+    """A source of the outbox's gauges; `stats` is the courier's."""
+
+    async def show(hub: MetricsHub) -> None:
+        found = await stats()
+        hub.replace("toy_outbox_items", {(kind,): view.depth for kind, view in found.items()})
+        hub.replace("toy_outbox_oldest_age_seconds", {(kind,): view.oldest_age_s for kind, view in found.items()})
+        hub.replace(
+            "toy_outbox_results",
+            {
+                (kind, result): getattr(view, result)
+                for kind, view in found.items()
+                for result in ("delivered", "retried", "dropped", "dead")
+            },
+        )
+
+    return show
