@@ -1,0 +1,47 @@
+"""What tests of telemetry share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.telemetry.hub import MetricsHub
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def parse(text: str) -> Samples:
+    """Every sample of an exposition by its name and sorted labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """Sum of the samples with this name and these labels, whatever their other labels."""
+    wanted = set(labels.items())
+    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= set(pairs))
+
+
+async def scrape(hub: MetricsHub) -> Samples:
+    """What a scrape of this hub shows."""
+    return parse((await hub.exposition()).decode())
+
+
+async def until(hub: MetricsHub, condition: Callable[[Samples], bool], *, timeout: float = 20) -> Samples:
+    """Scrape until the condition holds. Raises TimeoutError."""
+    async with asyncio.timeout(timeout):
+        while True:
+            samples = await scrape(hub)
+            if condition(samples):
+                return samples
+
+
+def files(folder: Path) -> set[str]:
+    """Names in a folder."""
+    return {path.name for path in folder.iterdir()}
