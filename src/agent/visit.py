@@ -134,11 +134,11 @@ class Visit:
         self.link.send(
             speech_created("say", user_initiated=True, created_at=time.time(), text=self.greeting.text or None)
         )
+        await self.speaker.wait_until_ahead()
 
     async def converse(self) -> None:
         """Bring the conversation up behind the greeting."""
         assert self._fetching is not None
-        await asyncio.sleep(0)  # the greeting's first frame goes first
         outbox = OutboxWriter(outbox_store(self.settings))
         self._stack.push_async_callback(outbox.aclose)
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
@@ -254,7 +254,7 @@ class Visit:
         self.known = await self.desk.peek()
         self.briefing = await self.desk.fetch()
         self.record.briefed(
-            sources=self.briefing.sources,
+            sources={part.value: source.value for part, source in self.briefing.sources.items()},
             timings_ms=self.briefing.timings_ms,
             problems=self.briefing.problems,
             asked=self.settings.manager_api_url is not None,

@@ -22,13 +22,15 @@ from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 from sandbox.manager_api import Call, ManagerApi
 from sandbox.processes import REPO, WorkerProcess
+from sandbox.providers import ProviderServer
 
 IDLE = 2
-FLOOR, STOCK, SLOW, HANGING, PLAIN = (
+FLOOR, STOCK, SLOW, HANGING, EVERYTHING, PLAIN = (
     "a floor",
     "b stock session.say",
     "c this worker, Manager 200/500/500 ms",
     "d this worker, Manager hangs",
+    "f this worker, providers, library and memory on",
     "e this worker, all flags off",
 )
 FLAGS_OFF = {
@@ -84,6 +86,22 @@ class Variant:
             await self.server.delete_room(device.room_name)
 
 
+def everything(providers: ProviderServer, folder: Path) -> dict[str, str]:
+    """Every part of a visit on: speech-to-text, model, voice, memories at 300 ms, and the library where it is there."""
+    models = REPO / ".state" / "models"
+    found = {"MODEL_DIR": str(models)} if models.is_dir() else {}
+    return {
+        "STT_BASE_URL": providers.v1,
+        "LLM_BASE_URL": providers.v1,
+        "TTS_BASE_URL": providers.v1,
+        "MEM0_ENABLED": "true",
+        "MEM0_HOST": providers.url,
+        "MEM0_API_KEY": "sandbox",
+        "CATALOGUE_DIR": str(folder),
+        **found,
+    }
+
+
 def idle_processes(worker: WorkerProcess) -> list[psutil.Process]:
     """The worker's job processes that are warm and wait for a room."""
     children = psutil.Process(worker.pid).children(recursive=True)
@@ -102,6 +120,9 @@ async def run(joins: int, starts: int, out: Path) -> dict[str, object]:
         hanging = await stack.enter_async_context(ManagerApi())
         hanging.fail("hang")
 
+        providers = await stack.enter_async_context(ProviderServer(answers=["hello"]))
+        providers.mem0.search_behaviour.first = 0.3
+
         def manager(api: ManagerApi) -> dict[str, str]:
             return {"MANAGER_API_URL": api.url, "MANAGER_API_SECRET": api.secret or ""}
 
@@ -110,6 +131,8 @@ async def run(joins: int, starts: int, out: Path) -> dict[str, object]:
             Variant(STOCK, server, folder, {}, module="stock"),
             Variant(SLOW, server, folder, manager(slow)),
             Variant(HANGING, server, folder, manager(hanging)),
+            Variant(EVERYTHING, server, folder, {**manager(slow), **everything(providers, folder)}),
+            Variant(PLAIN, server, folder, {**manager(slow), **everything(providers, folder), **FLAGS_OFF}),
         ]
         for variant in variants:
             await stack.enter_async_context(variant.worker)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
-from sandbox.audio import align, read_wav
+from sandbox.audio import align, blocks, read_wav
 from sandbox.device import Device
 from sandbox.processes import REPO, Line
 from sandbox.world import World
@@ -57,3 +58,13 @@ def own_errors(world: World) -> list[str]:
         for line in world.worker.lines
         if line.fields.get("level") == "error" and str(line.fields.get("logger", "")).startswith("agent")
     ]
+
+
+def longest_gap_ms(device: Device, name: str = "en_default") -> float:
+    """By how many milliseconds two neighbouring tenths of a second of a recorded greeting were moved apart on the way.
+
+    A jitter buffer stretches sound a little at the start (some 20 ms a tenth); what is more is a gap.
+    """
+    reference, rate = read_wav(GREETINGS / f"{name}.wav")
+    offsets = [offset for offset, correlation, _ in blocks(device.heard.samples, reference, rate) if correlation > 0.5]
+    return max(abs(b - a) for a, b in pairwise(offsets)) * 1000 / rate

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from room_support import GREETINGS, heard_greeting, visit_ended
+from room_support import GREETINGS, heard_greeting, longest_gap_ms, visit_ended
 
 from conftest import StartWorld
 from sandbox.device import Device
@@ -31,6 +31,7 @@ async def test_the_greeting_arrives_whole_on_one_track_and_is_announced(start_wo
     whole, beginning = heard_greeting(device)
     assert whole > 0.9
     assert beginning > 0.8
+    assert longest_gap_ms(device) < 45
     assert device.audio_tracks == 1
     told = [message.type for message in device.messages]
     assert told.index("speech_created") < told.index("agent_state_changed")

@@ -1,8 +1,8 @@
 """The one audio track of a room: everything a child hears leaves through it.
 
 Speech comes from the session (this is its `io.AudioOutput`) and from the greeting bank, media and ambience are
-pulled. One pump mixes them, 20 ms at a time, into one `rtc.AudioSource` that holds at most `QUEUE_MS` ahead, so
-that silence after a stop is never further away than that, and what had not sounded yet can be given back.
+pulled. One pump mixes them, 20 ms at a time, into one `rtc.AudioSource` that holds at most `QUEUE_MS` ahead: a
+busy event loop makes no gap, a stop empties it at once, and what had not sounded yet is given back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE = 24_000
 CHUNK = SAMPLE_RATE // 50
-QUEUE_MS = 100
+QUEUE_MS = 300
 _WAIT_AFTER_EMPTY = 2.0
 
 log = structlog.get_logger(__name__)
@@ -95,6 +95,7 @@ class Speaker(io.AudioOutput):
         self._media: Media | None = None
         self._ambience: Media | None = None
         self._audible = False
+        self._ahead = asyncio.Event()
         self.on_audible: Callable[[bool], None] | None = None
         """Called with True when sound begins to leave and with False when the last of it has been heard."""
 
@@ -144,7 +145,12 @@ class Speaker(io.AudioOutput):
         segment.chunks.append(pcm)
         segment.buffered = len(pcm)
         self._segments.append(segment)
+        self._ahead.clear()
         self.wake()
+
+    async def wait_until_ahead(self) -> None:
+        """Return once the queue is full, or all there is has been queued: whoever blocks the loop now makes no gap."""
+        await self._ahead.wait()
 
     @property
     def speaking(self) -> bool:
@@ -184,6 +190,8 @@ class Speaker(io.AudioOutput):
             return
         if self._session_segment is None:
             self._session_segment = _Segment(on_end=self._report_finished)
+            if not self._segments and self._media is not None and self._audible:
+                self._recall()  # speech begins over media now, not behind what is queued of it
             self._segments.append(self._session_segment)
         pcm = np.frombuffer(frame.data, dtype=np.int16)
         self._session_segment.chunks.append(pcm)
@@ -222,6 +230,7 @@ class Speaker(io.AudioOutput):
         while True:
             chunk = self._mix()
             if chunk is None:
+                self._ahead.set()
                 self._wake.clear()
                 if self._audible:
                     await self._drain()
@@ -231,6 +240,8 @@ class Speaker(io.AudioOutput):
             if not self._audible:
                 self._set_audible(True)
             await self._source.capture_frame(rtc.AudioFrame(chunk.tobytes(), SAMPLE_RATE, 1, len(chunk)))
+            if self._source.queued_duration * 1000 > QUEUE_MS * 0.6:
+                self._ahead.set()
             if (segment := self._sent[-1].segment if self._sent else None) is not None:
                 self._end_when_heard(segment)
 
