@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.telemetry.hub import MetricsHub
@@ -45,3 +47,11 @@ async def until(hub: MetricsHub, condition: Callable[[Samples], bool], *, timeou
 def files(folder: Path) -> set[str]:
     """Names in a folder."""
     return {path.name for path in folder.iterdir()}
+
+
+def prometheus(name: str) -> str:
+    """Path of `prometheus` or `promtool`; skips where Debian's package is not installed."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install prometheus")
+    return found
