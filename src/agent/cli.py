@@ -19,12 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        settings = load_settings()
+        return int(args.run(load_settings(), args))
     except SettingsError as error:
         print(f"The configuration is wrong:\n{error}", file=sys.stderr)
         return 2
-    try:
-        return int(args.run(settings, args))
     except ToyError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,62 @@
+"""What tests of several parts share: LiveKit server, whole worlds, devices, and a look for what was left behind."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+import pytest
+
+from sandbox.device import Device
+from sandbox.livekit_server import LiveKitServer
+from sandbox.processes import RUN_MARKER, marked_processes
+from sandbox.world import World
+
+
+class StartWorld(Protocol):
+    """Starts a `World` with these options; it is stopped after the test."""
+
+    async def __call__(self, **options: Any) -> World: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[str]:
+    """Every process that tests start is gone after the last of them. The value is this run's RUN_MARKER."""
+    run = os.environ[RUN_MARKER] = uuid.uuid4().hex
+    yield run
+    left = [f"{process.pid}: {' '.join(process.cmdline())}" for process in marked_processes(run)]
+    assert not left, f"tests left processes behind: {left}"
+
+
+@pytest.fixture(scope="session")
+async def livekit_server() -> AsyncIterator[LiveKitServer]:
+    """A LiveKit server for all tests; each uses rooms of its own. Workers that take every room get their own world."""
+    async with LiveKitServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def start_world() -> AsyncIterator[StartWorld]:
+    """Start worlds: a LiveKit server, a Manager API and a worker that nothing else uses."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**options: Any) -> World:
+            return await stack.enter_async_context(World(**options))
+
+        yield start
+
+
+@pytest.fixture
+async def device_factory(livekit_server: LiveKitServer) -> AsyncIterator[Callable[..., Device]]:
+    """Make devices on the shared LiveKit server; they leave after the test."""
+    async with AsyncExitStack() as stack:
+
+        def make(**options: Any) -> Device:
+            device = Device(livekit_server, **options)
+            stack.push_async_callback(device.leave)
+            return device
+
+        yield make
