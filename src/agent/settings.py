@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent.errors import SettingsError
+from agent.prices import LIST_PRICES, Price, parse_prices
 from agent.values import rollout_bucket
 
 
@@ -84,6 +85,7 @@ HttpUrl = Annotated[
 ]
 RedisUrl = Annotated[Annotated[str, Field(pattern=r"^rediss?://\S+$")] | None, BeforeValidator(_blank_is_none)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
+Prices = Annotated[dict[str, Price], NoDecode, BeforeValidator(parse_prices)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
 
 
@@ -247,6 +249,21 @@ class Settings(BaseSettings):
     """After how many seconds an undelivered item is dropped and counted."""
     outbox_max_items: int = Field(default=100_000, ge=10, examples=["100000"])
     """How many undelivered items are kept; the oldest beyond are dropped and counted."""
+
+    # Telemetry
+    metrics: bool = Field(default=True, examples=["true"])
+    """Count and time what visits do, for `/metrics` and `/stats`."""
+    otel_exporter_otlp_endpoint: HttpUrl = Field(default=None, examples=["http://collector:4318"])
+    """OpenTelemetry collector (OTLP over HTTP) that gets a trace of each visit. Empty: none."""
+    prices: Prices = Field(
+        default_factory=lambda: dict(LIST_PRICES),
+        examples=['{"gpt-4.1-mini":{"input":0.4,"cached_input":0.1,"output":1.6}}'],
+    )
+    """Prices by model, as JSON: per million tokens or characters, per minute of sound (`minute`)."""
+    budget_per_visit: float = Field(default=0.0, ge=0, examples=["0.50"])
+    """A visit that has cost so much ends with a goodbye; 0: no limit."""
+    budget_per_day: float = Field(default=0.0, ge=0, examples=["2.00"])
+    """The same for all visits of one device on one day (UTC); 0: no limit."""
 
     # Logs
     log_format: Literal["json", "console"] = Field(default="json", examples=["json"])

@@ -15,6 +15,7 @@ import httpx2 as httpx
 import openai
 import structlog
 from livekit.agents import llm, stt, tts
+from livekit.agents.metrics import AgentMetrics
 from livekit.agents.utils.aio import cancel_and_wait
 from livekit.agents.vad import VAD
 from livekit.plugins import elevenlabs
@@ -102,9 +103,17 @@ class ProviderPlan:
             lacks.append("voice: set OPENAI_API_KEY, TTS_BASE_URL or ELEVENLABS_API_KEY")
         return tuple(lacks)
 
-    def open(self, *, on_failed: Callable[[AllProvidersFailed], None]) -> Providers:
-        """The clients of one visit, in its event loop. `on_failed` hears when nobody of a kind is left."""
-        return Providers(self, self._http(), on_failed)
+    def open(
+        self,
+        *,
+        on_failed: Callable[[AllProvidersFailed], None],
+        on_metrics: Callable[[AgentMetrics], None] | None = None,
+    ) -> Providers:
+        """The clients of one visit, in its event loop. `on_failed` hears when nobody of a kind is left.
+
+        `on_metrics` hears of each call that a provider has answered, used or not.
+        """
+        return Providers(self, self._http(), on_failed, on_metrics)
 
     def _http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -121,12 +130,17 @@ class Providers:
     """One visit's clients on one pool of connections: `warm` at once, `pipeline` or `realtime` once, then `aclose`."""
 
     def __init__(
-        self, plan: ProviderPlan, http: httpx.AsyncClient, on_failed: Callable[[AllProvidersFailed], None]
+        self,
+        plan: ProviderPlan,
+        http: httpx.AsyncClient,
+        on_failed: Callable[[AllProvidersFailed], None],
+        on_metrics: Callable[[AgentMetrics], None] | None = None,
     ) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._http = http
         self._on_failed = on_failed
+        self._on_metrics = on_metrics
         self._clients: dict[Server, openai.AsyncClient] = {}
         self._sockets: aiohttp.ClientSession | None = None
         self._voices: list[tts.TTS[Any]] = []
@@ -174,6 +188,10 @@ class Providers:
             SteadyTTS(Lineup("voice", self._named(self._voices)), on_failed=self._on_failed),
         )
         self._own += [made.tts, made.llm, made.stt]
+        if self._on_metrics is not None:
+            lineups: tuple[Lineup[Any], ...] = (made.stt.lineup, made.llm.lineup, made.tts.lineup)
+            for candidate in (candidate for lineup in lineups for candidate in lineup.candidates):
+                candidate.client.on("metrics_collected", self._on_metrics)
         return made
 
     def realtime(
@@ -193,6 +211,7 @@ class Providers:
             transcription_model=self._settings.stt_model,
             on_failed=self._on_failed,
             on_lost_reply=on_lost_reply,
+            on_metrics=self._on_metrics,
         )
         self._own.append(model)
         return model

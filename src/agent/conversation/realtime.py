@@ -10,6 +10,7 @@ from typing import Any, Final
 import aiohttp
 import structlog
 from livekit.agents import APIConnectOptions, APIError, llm
+from livekit.agents.metrics import AgentMetrics
 from livekit.plugins.openai.realtime import RealtimeModel, RealtimeSession
 from openai.types.realtime import AudioTranscription
 from openai.types.realtime.realtime_audio_input_turn_detection import ServerVad
@@ -49,6 +50,7 @@ class SteadyRealtime(RealtimeModel):
         transcription_model: str = "gpt-4o-mini-transcribe",
         on_failed: Callable[[AllProvidersFailed], None],
         on_lost_reply: Callable[[], None] = lambda: None,
+        on_metrics: Callable[[AgentMetrics], None] | None = None,
         connect: APIConnectOptions = RECONNECT,
     ) -> None:
         transcription = AudioTranscription(model=transcription_model)
@@ -73,6 +75,7 @@ class SteadyRealtime(RealtimeModel):
         )
         self._on_failed = on_failed
         self._on_lost_reply = on_lost_reply
+        self._on_metrics = on_metrics
 
     def session(self, *, turn_detection_disabled: bool = False) -> RealtimeSession:
         """One conversation, whose socket is watched."""
@@ -82,6 +85,8 @@ class SteadyRealtime(RealtimeModel):
         session.on("session_reconnected", watch.on_reconnected)
         session.on("openai_server_event_received", watch.on_event)
         session.on("openai_client_event_queued", watch.on_event)
+        if self._on_metrics is not None:
+            session.on("metrics_collected", self._on_metrics)
         return session
 
 

@@ -12,6 +12,7 @@ import structlog
 from livekit.agents.utils.aio import cancel_and_wait
 
 from agent.errors import AllProvidersFailed
+from agent.telemetry.meter import meter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,6 +72,7 @@ class Lineup(Generic[T]):
         candidate.failed_at = self._clock()
         rest = min(self._rest * 2 ** (candidate.failures - 1), self._longest_rest)
         candidate.resting_until = self._clock() + rest
+        meter.count("toy_provider_errors", kind=self.kind, provider=candidate.name, error=type(error).__name__)
         log.warning(
             "provider failed",
             kind=self.kind,
@@ -81,6 +83,8 @@ class Lineup(Generic[T]):
 
     def worked(self, candidate: Candidate[T], asked_at: float) -> None:
         """A provider has answered: it is among the first again, unless it has failed since it was asked."""
+        if candidate is not self.candidates[0]:
+            meter.count("toy_provider_fallbacks", kind=self.kind, provider=candidate.name)
         if candidate.failed_at >= asked_at:
             return
         if candidate.failures:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from agent.settings import Settings
+from agent.telemetry.cost import CostLedger, cost_path
 from agent.telemetry.hub import MetricsHub, Source
 from agent.telemetry.lag import LagProbe
 from agent.telemetry.processes import ProcessGauges, Roles
@@ -38,6 +39,7 @@ async def open_hub(
     """
     hub = await stack.enter_async_context(MetricsHub(settings.state_dir.absolute() / "run"))
     hub.sources += [show, ProcessGauges(roles)]
+    await stack.enter_async_context(CostLedger(cost_path(settings), hub))
     probe = LagProbe("worker")
     stack.callback(probe.stop)
     probe.start()
