@@ -35,6 +35,8 @@ from agent.outbox.sqlite import outbox_store
 from agent.outbox.writer import OutboxWriter
 from agent.process import Kit
 from agent.speaker.speaker import Speaker
+from agent.telemetry.cost import UsageMeter
+from agent.telemetry.meter import meter
 from agent.telemetry.timeline import Timeline
 from agent.telemetry.visit_record import VisitRecord
 from agent.values import device_key
@@ -66,6 +68,7 @@ class Visit:
             "device": device_key(self.device.mac, self.settings.device_salt.get_secret_value()),
         }
         ctx.log_context_fields = {**ctx.log_context_fields, **who}
+        self.usage = UsageMeter(self.settings, who["device"])
         self.log = log.bind(**who)
         self.link = DeviceLink(ctx.room, self.device.participant_identity)
         self.presence = Presence(self.link.send)
@@ -107,6 +110,8 @@ class Visit:
         self._fetching = self.spawn(self._fetch(), "briefing")
         self._open_providers()
         self._remember()
+        if self.settings.budget_per_day:
+            self.spawn(self.usage.load_earlier(), "earlier costs")
 
     async def connect(self) -> None:
         """Join the room and publish the one track."""
@@ -178,6 +183,8 @@ class Visit:
         conversation.session.on("conversation_item_added", lambda _: keeper.changed())
         self._stack.push_async_callback(keeper.aclose)
         self.timeline.mark("session_ready")
+        self.usage.budget.on_exhausted = self._on_budget_exhausted
+        self.usage.budget.check()
         self.spawn(self._report_greeting(), "greeting report")
 
     async def aclose(self) -> None:
@@ -191,6 +198,7 @@ class Visit:
             marks=self.timeline.marks,
             variants=self.record.variants,
             turns=self.timeline.turns,
+            usage=self.usage.report(),
             data_channel=dict(self.link.counts),
             words_dropped=self.ear.dropped,
         )
@@ -216,7 +224,7 @@ class Visit:
         if plan.problems:
             self.log.error("nobody will answer the child", problems=plan.problems)
             return
-        self.providers = plan.open(on_failed=self._on_providers_failed)
+        self.providers = plan.open(on_failed=self._on_providers_failed, on_metrics=self.usage.collect)
         self._stack.push_async_callback(self.providers.aclose)
         self.providers.warm()
 
@@ -322,6 +330,16 @@ class Visit:
     def _on_providers_failed(self, error: AllProvidersFailed) -> None:
         if self.conversation is not None:
             self.conversation.apologise(error)
+
+    def _on_budget_exhausted(self, scope: str) -> None:
+        self.log.warning("budget is exhausted, the visit ends", scope=scope, **self.usage.report())
+        meter.count("toy_budget_exhausted", scope=scope)
+        self.spawn(self._end_politely("the budget is exhausted"), "goodbye")
+
+    async def _end_politely(self, reason: str) -> None:
+        if self.conversation is not None:
+            await self.conversation.goodbye(None)
+        self.leave(reason)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
