@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.telemetry.hub import MetricsHub
+from sandbox.device import Device
+from sandbox.providers import ProviderServer
+from sandbox.replies import Rules
+from sandbox.world import World
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -55,3 +60,32 @@ def prometheus(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed: apt-get install prometheus")
     return found
+
+
+SENTENCES = ("tell me about the moon", "what is your name")
+
+
+@asynccontextmanager
+async def talking_world(*, reply: str = "The moon is made of rock.", **env: str) -> AsyncIterator[World]:
+    """A world with stand-ins for hearing, thinking and speaking; the recogniser always hears the first sentence."""
+    script = Rules(otherwise=reply)
+    async with ProviderServer(script=script, answers=[SENTENCES[0]]) as providers:
+        settings = {
+            "STT_BASE_URL": providers.v1,
+            "LLM_BASE_URL": providers.v1,
+            "TTS_BASE_URL": providers.v1,
+            "OPENAI_API_KEY": "sk-a-secret-of-the-test",
+        }
+        async with World(env={**settings, **env}) as world:
+            yield world
+
+
+async def talk(device: Device) -> None:
+    """Hear the greeting to its end, say something, and hear the answer to its end."""
+    await device.wait_for_sound(timeout=20)
+    await device.wait_for_state("listening", timeout=30)
+    before = len(device.messages)
+    await device.say(SENTENCES[0])
+    await device.wait_for_message("user_input_transcribed", after=before, timeout=30)
+    answering = await device.wait_for_state("speaking", after=before, timeout=30)
+    await device.wait_for_state("listening", after=device.messages.index(answering), timeout=30)
