@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import pytest
+import pytest_asyncio
 
 from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
@@ -31,7 +32,7 @@ def nothing_left_behind() -> Iterator[str]:
     assert not left, f"tests left processes behind: {left}"
 
 
-@pytest.fixture(scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def livekit_server() -> AsyncIterator[LiveKitServer]:
     """A LiveKit server for all tests; each uses rooms of its own. Workers that take every room get their own world."""
     async with LiveKitServer() as server:

@@ -25,7 +25,7 @@ def read_wav(source: Path | bytes) -> tuple[Pcm, int]:
                 raise ValueError(f"{name}: {8 * file.getsampwidth()} bits a sample; 16 are needed")
             samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
             channels, rate = file.getnchannels(), file.getframerate()
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk that ends beyond the file
         raise ValueError(f"{name}: not a WAV file: {error}") from None
     if channels > 1:
         samples = samples.reshape(-1, channels).mean(axis=1)
