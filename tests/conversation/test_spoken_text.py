@@ -67,6 +67,7 @@ def test_what_is_to_be_said_is_left_alone(text: str) -> None:
         ("我**爱**你", "我爱你"),
         ("**नमस्ते** दुनिया", "नमस्ते दुनिया"),
         ("hmm, www", "hmm, www"),
+        ("WWW. and https:// here", "WWW. and https:// here"),
         ("h ht htt http", "h ht htt http"),
     ],
 )
@@ -103,7 +104,7 @@ def test_emoji_are_not_said(text: str, said: str) -> None:
     ("language", "text", "said"),
     [
         ("en", "I have 25 apples.", "I have twenty-five apples."),
-        ("en", "1,234,567 stars", "one million two hundred and thirty-four thousand five hundred and sixty-seven stars"),
+        ("en", "1,234,000 stars", "one million two hundred and thirty-four thousand stars"),
         ("en-IN", "1,00,000 people", "one lakh people"),
         ("en", "pi is 3.14.", "pi is three point one four."),
         ("en", "1, 2, 3, go", "one, two, three, go"),
@@ -129,7 +130,7 @@ def test_emoji_are_not_said(text: str, said: str) -> None:
         ("en", "**5** apples, `7` pears", "five apples, seven pears"),
         ("en", "1. one\n2. two", "one. one\ntwo. two"),
         ("en", "(5) +5 a-5", "(five) five a-five"),
-        ("en", "12345678901234567", "one two three four five six seven eight nine zero one two three four five six seven"),
+        ("en", "1111111111111111", "one one one one one one one one one one one one one one one one"),
         ("de", "3,5 Meter um 7:30", "drei Komma fünf Meter um sieben Uhr dreißig"),
         ("de", "1.234 Äpfel, 5 €", "eintausendzweihundertvierunddreißig Äpfel, fünf Euro"),
         ("fr", "25 % et 5 km", "vingt-cinq pour cent et cinq kilomètres"),
@@ -242,9 +243,9 @@ async def test_a_text_without_an_end_is_said_to_its_end() -> None:
     assert "".join([piece async for piece in spoken_stream(reply(), "en")]) == "it is seven"
 
 
-@pytest.mark.parametrize("text", ["*" * 20_000, "[" * 20_000, "<" * 20_000, "1" * 20_000, "](" * 10_000, "| " * 10_000,
-                                  "- " * 10_000, "<a" * 10_000, "1," * 10_000, "h" * 20_000, "(1" * 10_000])  # fmt: skip
-def test_a_long_run_of_anything_takes_linear_time(text: str) -> None:
+@pytest.mark.parametrize("unit", ["*", "[", "<", "1", "](", "| ", "- ", "<a", "1,", "h", "(1", "www.", "![", "`", "😀"])
+def test_a_long_run_of_anything_is_dealt_with(unit: str) -> None:
     filtering = SpokenText()
+    text = unit * 10_000
     steps = [filtering.push(text[at : at + 50]) for at in range(0, len(text), 50)]
     assert len("".join(steps) + filtering.flush()) < 10 * len(text)

@@ -34,7 +34,7 @@ _LINK_SO_FAR: Final = re.compile(r"\]\([^\n]{0,500}\Z")
 _TAG: Final = re.compile(r"</?[A-Za-z!][^<>\n]{0,200}>")
 _TAG_SO_FAR: Final = re.compile(r"<(?:/?[A-Za-z!][^<>\n]{0,200}|/)?\Z")
 _ADDRESS: Final = re.compile(
-    r"(?:https?://(?:www\.)?|www\.)([^\s/:?#<>\"'）)\]*_`|]*)([^\s<>\"'）)\]*`|]*)", re.IGNORECASE
+    r"(?:https?://(?:www\.)?|www\.)([^\s/:?#<>\"'）)\]*_`|]+)([^\s<>\"'）)\]*`|]*)", re.IGNORECASE
 )
 _ADDRESS_STARTS: Final = ("https://", "http://", "www.")
 _TIMES: Final = re.compile(r"\*\s*(?=\d)")
@@ -220,13 +220,12 @@ class SpokenText:
         if match.end() == len(text) and not final:
             return None
         host = match[1].rstrip(".,!?;:")
+        if not host:
+            return at
         end = match.end() if match[2] else match.start(1) + len(host)
-        while end > match.start(1) and text[end - 1] in ".,!?;:":
+        while text[end - 1] in ".,!?;:":
             end -= 1
-        if host:
-            self._say(host, out)
-        else:
-            self._dropped = True
+        self._say(host, out)
         return end
 
     def _odd(self, text: str, at: int, out: list[str]) -> int:
@@ -246,9 +245,8 @@ class SpokenText:
             # What stood between the word and its full stop is gone: so is the space.
             if not (self._dropped and self._space == " " and text[0] in _ENDING):
                 out.append(self._space)
-        elif self._dropped and _joins(self._said) and _joins(text[0]) and self._before and not _joins(self._before):
-            if _EMOJI.match(self._before):
-                out.append(" ")
+        elif self._dropped and _joins(self._said) and _joins(text[0]) and _EMOJI.match(self._before):
+            out.append(" ")
         out.append(text)
         self._said = text[-1]
         self._space = ""
