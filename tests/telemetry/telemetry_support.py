@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.telemetry.hub import MetricsHub
 from sandbox.device import Device
+from sandbox.manager_api import ManagerApi
 from sandbox.providers import ProviderServer
 from sandbox.replies import Rules
 from sandbox.world import World
@@ -66,7 +67,9 @@ SENTENCES = ("tell me about the moon", "what is your name")
 
 
 @asynccontextmanager
-async def talking_world(*, reply: str = "The moon is made of rock.", **env: str) -> AsyncIterator[World]:
+async def talking_world(
+    *, reply: str = "The moon is made of rock.", manager: ManagerApi | bool = True, **env: str
+) -> AsyncIterator[World]:
     """A world with stand-ins for hearing, thinking and speaking; the recogniser always hears the first sentence."""
     script = Rules(otherwise=reply)
     async with ProviderServer(script=script, answers=[SENTENCES[0]]) as providers:
@@ -75,8 +78,9 @@ async def talking_world(*, reply: str = "The moon is made of rock.", **env: str)
             "LLM_BASE_URL": providers.v1,
             "TTS_BASE_URL": providers.v1,
             "OPENAI_API_KEY": "sk-a-secret-of-the-test",
+            "MEM0_HOST": providers.url,
         }
-        async with World(env={**settings, **env}) as world:
+        async with World(env={**settings, **env}, manager=manager) as world:
             yield world
 
 

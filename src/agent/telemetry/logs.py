@@ -7,7 +7,6 @@ fields travel as attributes of the record and are cleaned where they are rendere
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, MutableMapping
 from typing import Any, TextIO
@@ -15,56 +14,17 @@ from typing import Any, TextIO
 import structlog
 
 from agent.settings import Settings
-from agent.values import device_key
+from agent.telemetry.scrub import Scrubber
 
-_MAC = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{12}|[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5})(?![0-9A-Fa-f])")
-# What the framework and the client libraries put into their own records that a child said, heard or is called.
-_FOREIGN_PERSONAL = frozenset(
-    {
-        "chat_ctx",
-        "content",
-        "input",
-        "instructions",
-        "job_request",
-        "message",
-        "messages",
-        "output",
-        "participant",
-        "participant_identity",
-        "speech",
-        "text",
-        "transcript",
-        "user_input",
-        "user_transcript",
-    }
-)
 _QUIET = ("aiohttp.access", "asyncio", "httpx", "httpx2", "httpcore", "openai", "mem0", "qdrant_client", "urllib3")
 
 EventDict = MutableMapping[str, Any]
 Processor = Callable[[Any, str, EventDict], EventDict]
 
 
-def _clean(salt: str) -> Processor:
-    def hide(match: re.Match[str]) -> str:
-        digits = re.sub(r"[:\-]", "", match[0]).lower()
-        return "device:" + device_key(":".join(digits[i : i + 2] for i in range(0, 12, 2)), salt)
-
-    def scrub(value: Any) -> Any:
-        if isinstance(value, str):
-            return _MAC.sub(hide, value)
-        if isinstance(value, dict):
-            return {scrub(key): scrub(item) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [scrub(item) for item in value]
-        return value if isinstance(value, int | float | bool | None) else _MAC.sub(hide, str(value))
-
+def _clean(scrubber: Scrubber) -> Processor:
     def processor(_logger: Any, _method: str, event: EventDict) -> EventDict:
-        for key in list(event):
-            if key.startswith("personal_") or (key in _FOREIGN_PERSONAL):
-                del event[key]
-            elif not key.startswith("_"):
-                event[key] = scrub(event[key])
-        return event
+        return scrubber.record(event)
 
     return processor
 
@@ -82,8 +42,8 @@ def _add_origin(_logger: Any, _method: str, event: EventDict) -> EventDict:
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     """Send every record of this process (and those the framework forwards from job processes) to `stream` (stdout).
 
-    Keys that start with `personal_`, keys known to carry speech and every MAC address are removed unless
-    `LOG_PERSONAL_DATA` is on. Call once, in the worker's process, before the first log line.
+    Secrets never pass; personal data only where `LOG_PERSONAL_DATA` is on (see `scrub`). Call once, in the worker's
+    process, before the first log line.
     """
     configure_structlog()
     shared: list[Any] = [
@@ -93,9 +53,8 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         _add_origin,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _clean(Scrubber(settings)),
     ]
-    if not settings.log_personal_data:
-        shared.append(_clean(settings.device_salt.get_secret_value()))
     renderer: Any = (
         structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
         if settings.log_format == "json"
