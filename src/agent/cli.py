@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from agent.errors import SettingsError, ToyError
 from agent.settings import Settings, load_settings
@@ -14,11 +15,14 @@ from agent.settings import Settings, load_settings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
+        if given and given[0] in _READ_THEIR_OWN:
+            return _READ_THEIR_OWN[given[0]](given[1:])
+        parser = _parser()
+        args, rest = parser.parse_known_args(given)
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return int(args.run(load_settings(), args))
     except SettingsError as error:
         print(f"The configuration is wrong:\n{error}", file=sys.stderr)
@@ -55,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(name, run, text)
         command.add_argument("arguments", nargs=argparse.REMAINDER)
+    for name, text in (
+        ("doctor", "Look at everything that is needed, and say what is wrong and what to do: --json"),
+        ("report", "How long things took, from the worker's logs: LOG… --by FLAG --plot FILE --json"),
+        ("cost", "What devices have cost: --days N --by day|device|model --json"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("mem0").set_defaults(run=_mem0)
     return parser
 
@@ -142,3 +152,30 @@ def _mem0(settings: Settings, _args: argparse.Namespace) -> int:
     configure_logs(settings)
     mem0_server.run(settings, lambda: Embedder(model_files.find(settings)))
     return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Works where settings are wrong, too."""
+    from agent.doctor import command
+
+    return command.run(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from agent.telemetry import report
+
+    return report.run(arguments)
+
+
+def _cost(arguments: Sequence[str]) -> int:
+    from agent.telemetry import cost_report
+
+    return cost_report.run(arguments, load_settings())
+
+
+_READ_THEIR_OWN: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
+    "doctor": _doctor,
+    "report": _report,
+    "cost": _cost,
+}
+"""Commands with a parser of their own; what they load, they load themselves."""
