@@ -86,6 +86,7 @@ class Visit:
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: asyncio.TimerHandle | None = None
+        self._entrypoint = asyncio.current_task()
         self._stack = AsyncExitStack()
 
     # In order
@@ -215,7 +216,13 @@ class Visit:
     def leave(self, reason: str) -> None:
         """End the job; everything is persisted first."""
         self.timeline.mark("leaving")
+        self._give_up()
         self.ctx.shutdown(reason)
+
+    def _give_up(self) -> None:
+        """The entrypoint need not go on: nobody is left to greet. The framework would wait for it for 15 seconds."""
+        if self._entrypoint is not None and self._entrypoint is not asyncio.current_task():
+            self._entrypoint.cancel()
 
     def _open_providers(self) -> None:
         plan = self.kit.shared.plan
@@ -372,6 +379,7 @@ class Visit:
 
         def on_disconnected(*_: object) -> None:
             self.timeline.mark("disconnected")
+            self._give_up()
 
         events: list[tuple[Any, Callable[..., None]]] = [
             ("participant_disconnected", on_left),
