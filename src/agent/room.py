@@ -15,10 +15,7 @@ async def entrypoint(ctx: JobContext) -> None:
         return
     visit = Visit(ctx)
     ctx.proc.userdata["visit"] = visit
-    await visit.prepare()
-    await visit.connect()
-    await visit.greet()
-    await visit.converse()
+    await visit.run()
 
 
 async def on_session_end(ctx: JobContext) -> None:

@@ -86,10 +86,27 @@ class Visit:
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: asyncio.TimerHandle | None = None
-        self._entrypoint = asyncio.current_task()
+        self._steps: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
 
     # In order
+
+    async def run(self) -> None:
+        """Bring everything up; returns when the conversation is, or as soon as nobody is left to talk to."""
+        # A task of its own: the framework takes an entrypoint that was cancelled for one that need not be closed.
+        steps = self._steps = asyncio.create_task(self._run_steps(), name="visit")
+        try:
+            await asyncio.wait({steps})
+        finally:
+            await cancel_and_wait(steps)
+        if not steps.cancelled():
+            steps.result()
+
+    async def _run_steps(self) -> None:
+        await self.prepare()
+        await self.connect()
+        await self.greet()
+        await self.converse()
 
     async def prepare(self) -> None:
         """Open what needs no room; the briefing starts here and nothing waits for it before the greeting."""
@@ -220,9 +237,9 @@ class Visit:
         self.ctx.shutdown(reason)
 
     def _give_up(self) -> None:
-        """The entrypoint need not go on: nobody is left to greet. The framework would wait for it for 15 seconds."""
-        if self._entrypoint is not None and self._entrypoint is not asyncio.current_task():
-            self._entrypoint.cancel()
+        """Nobody is left to greet: what has not been reached is not tried any more."""
+        if self._steps is not None:
+            self._steps.cancel()
 
     def _open_providers(self) -> None:
         plan = self.kit.shared.plan
