@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -12,13 +13,14 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import OSA
 from rapidfuzz.process import cdist
 
-from agent.library.lexical import content_words, stem
-from agent.library.phonetic import sound_key
+from agent.library.lexical import stem
+from agent.library.phonetic import sound_key, sound_likeness, syllable_key
 from agent.library.title_index import Words
 
 FEATURES: Final = (
     "chars",  # edit similarity of the whole request and the whole name, without spaces
     "sounds",  # the same of their consonant classes
+    "syllables",  # the same with a mark for vowels
     "inside",  # the request is part of the name
     "around",  # the name is part of the request
     "asked",  # share of the request's meaning that the name's words explain
@@ -27,6 +29,7 @@ FEATURES: Final = (
     "missed",  # the name's least explained word
     "about",  # share of the request's meaning that names and keywords together explain
     "odd",  # the request's word that neither names nor keywords explain
+    "words",  # share of the request's meaning whose very words (or stems) are among names and keywords
     "heard",  # the name's sounds are part of the request's
     "dense",  # cosine similarity of the embeddings
     "lead",  # the same, less that of the best title, plus 1
@@ -35,12 +38,18 @@ FEATURES: Final = (
 
 Matrix = NDArray[np.float32]
 
+_TELLING_SOUNDS: Final = 5
+# Words this alike are one word, written or heard a little differently.
+_SAME: Final = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One row for each pair of a reading and a name: the title's row in the index and the features."""
+    """One row for each pair of a reading and a name: the title's row in the index, both numbers, the features."""
 
     title: NDArray[np.int32]
+    form: NDArray[np.int32]
+    reading: NDArray[np.int32]
     features: Matrix
 
 
@@ -62,7 +71,7 @@ def _padded(lists: Sequence[Sequence[int]]) -> NDArray[np.int32]:
 
 
 def _pairs(words: Sequence[str]) -> list[str]:
-    return [first + second for first, second in zip(words, words[1:], strict=False)]
+    return [first + second for first, second in pairwise(words)]
 
 
 def word_similarity(asked: Sequence[str], known: Sequence[str]) -> Matrix:
@@ -74,7 +83,8 @@ def word_similarity(asked: Sequence[str], known: Sequence[str]) -> Matrix:
         scorer=OSA.normalized_similarity,
         dtype=np.float32,
     )
-    best: Matrix = np.maximum(chars, 0.45 * chars + 0.55 * sounds)
+    share = np.minimum(0.55, 0.2 * np.array([len(sound_key(word)) for word in known], np.float32))
+    best: Matrix = np.maximum(chars, (1.0 - share) * chars + share * sounds)
     stems = {word: place for place, word in enumerate(dict.fromkeys(stem(word) for word in (*asked, *known)))}
     same = np.equal.outer([stems[stem(word)] for word in asked], [stems[stem(word)] for word in known])
     best[same & (best < 0.97)] = 0.97
@@ -115,9 +125,14 @@ def measure(
     whole = ["".join(reading) for reading in readings]
     whole_sound = ["".join(sound_key(word) for word in reading) for reading in readings]
     chars = cdist(whole, compact, scorer=OSA.normalized_similarity, dtype=np.float32)
+    # A sound or two are shared by half of all words: short keys prove less.
     sounds = cdist(whole_sound, sound, scorer=OSA.normalized_similarity, dtype=np.float32)
+    sounds *= np.minimum(1.0, np.array([len(text) for text in sound], np.float32) / _TELLING_SOUNDS)
     part = cdist(whole, compact, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
-    heard = cdist(whole_sound, sound, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
+    spoken = ["".join(syllable_key(word) for word in name) for name in names]
+    whole_spoken = ["".join(syllable_key(word) for word in reading) for reading in readings]
+    syllables = cdist(whole_spoken, spoken, scorer=OSA.normalized_similarity, dtype=np.float32)
+    heard = cdist(whole_spoken, spoken, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
     floor, best = (min(dense.values()), max(dense.values())) if dense else (0.0, 0.0)
     cosine = np.array([max(0.0, dense.get(row, floor)) for row in titles], np.float32)
     where = np.array(
@@ -125,32 +140,48 @@ def measure(
     )
     title_place = np.array([place_of[row] for row in rows.tolist()], np.int64)
     lengths = np.array([len(text) for text in compact], np.float32)
-    sound_lengths = np.array([len(text) for text in sound], np.float32)
+    spoken_lengths = np.array([len(text) for text in spoken], np.float32)
     blocks: list[Matrix] = []
     for number, reading in enumerate(readings):
         strength = np.array([words.word_weight(word) for word in reading], np.float32)
         explained, told = _align(similar, asked[number], asked_pairs[number], name_words, name_pairs)
-        about = similar[asked[number]][:, tag_words].max(axis=2)
-        about = np.maximum(about[:, title_place], explained)
+        by_tag = similar[asked[number]][:, tag_words].max(axis=2)
+        about = np.maximum(by_tag[:, title_place], explained)
+        exactly = (by_tag >= 1.0)[:, title_place]
         here = float(len(whole[number]))
         short = np.minimum(lengths, here) / np.maximum(np.maximum(lengths, here), 1.0)
         block = np.zeros((len(forms), len(FEATURES)), np.float32)
-        block[:, 0], block[:, 1] = chars[number], sounds[number]
-        block[:, 2] = np.where(lengths >= here, part[number] * min(1.0, here / 6.0), 0.0)
-        block[:, 3] = np.where(lengths < here, part[number] * short, 0.0)
-        block[:, 4] = strength @ explained / strength.sum()
-        block[:, 5] = (told * name_weight).sum(axis=1) / np.maximum(name_weight.sum(axis=1), 1e-6)
-        block[:, 6] = 1.0 - (strength[:, None] * (1.0 - explained)).max(axis=0)
-        block[:, 7] = 1.0 - (name_weight * (1.0 - told)).max(axis=1)
-        block[:, 8] = strength @ about / strength.sum()
-        block[:, 9] = 1.0 - (strength[:, None] * (1.0 - about)).max(axis=0)
-        block[:, 10] = np.where(
-            sound_lengths <= len(whole_sound[number]), heard[number] * np.minimum(1.0, sound_lengths / 7.0), 0.0
-        )
-        block[:, 11], block[:, 12] = cosine[title_place], 1.0 + cosine[title_place] - best
-        block[:, 13] = where[title_place]
+        columns = {
+            "chars": chars[number],
+            "sounds": sounds[number],
+            "syllables": syllables[number],
+            "inside": np.where(lengths >= here, part[number] * min(1.0, here / 6.0), 0.0),
+            "around": np.where(lengths < here, part[number] * short, 0.0),
+            "asked": strength @ explained / strength.sum(),
+            "told": (told * name_weight).sum(axis=1) / np.maximum(name_weight.sum(axis=1), 1e-6),
+            "worst": 1.0 - (strength[:, None] * (1.0 - explained)).max(axis=0),
+            "missed": 1.0 - (name_weight * (1.0 - told)).max(axis=1),
+            "about": strength @ about / strength.sum(),
+            "odd": 1.0 - (strength[:, None] * (1.0 - about)).max(axis=0),
+            "words": strength @ exactly / strength.sum(),
+            "heard": np.where(
+                spoken_lengths <= len(whole_spoken[number]),
+                heard[number] * np.minimum(1.0, spoken_lengths / 10.0),
+                0.0,
+            ),
+            "dense": cosine[title_place],
+            "lead": 1.0 + cosine[title_place] - best,
+            "section": where[title_place],
+        }
+        for place, name in enumerate(FEATURES):
+            block[:, place] = columns[name]
         blocks.append(block)
-    return Rows(np.tile(rows, len(readings)).astype(np.int32), np.concatenate(blocks))
+    return Rows(
+        np.tile(rows, len(readings)).astype(np.int32),
+        np.tile(np.asarray(forms, np.int32), len(readings)),
+        np.repeat(np.arange(len(readings), dtype=np.int32), len(forms)),
+        np.concatenate(blocks),
+    )
 
 
 def _weights(names: Sequence[Sequence[str]], weight: Mapping[str, float], width: int) -> Matrix:
@@ -188,6 +219,45 @@ def _align(
     return explained, told
 
 
-def meaning(reading: Sequence[str]) -> int:
-    """How many words of a reading mean something."""
-    return len(content_words(reading))
+REMAINDERS: Final = (
+    "unheard",  # share of the request's meaning left when what name and keywords explain is taken away
+    "unsaid",  # share of the name's meaning left when what the request explains is taken away
+    "alike",  # how much the two remainders sound alike
+    "similar",  # the same, times the smaller share: a word misheard
+    "contrary",  # how little they do, times the smaller share: another word in a word's place
+    "replaced",  # how little they do, times the request's share and what is common: a name with another word in it
+)
+
+
+def remainders(words: Words, reading: Sequence[str], form: int, row: int) -> tuple[float, ...]:
+    """What of a request and of a name is left over when their common words are taken away (see REMAINDERS)."""
+    name = words.forms[form].split(" ")
+    tags = words.tags[row].split(" ")
+    likeness = word_similarity(reading, name)
+    mine, yours = set(range(len(reading))), set(range(len(name)))
+    for place in np.argsort(-likeness, axis=None).tolist():
+        i, j = divmod(place, len(name))
+        if likeness[i, j] < _SAME:
+            break
+        if i in mine and j in yours:
+            mine.discard(i)
+            yours.discard(j)
+    if mine:
+        left = sorted(mine)
+        known = word_similarity([reading[i] for i in left], tags).max(axis=1)
+        mine = {i for i, value in zip(left, known.tolist(), strict=True) if value < _SAME}
+    asked = [words.word_weight(word) for word in reading]
+    told = [words.word_weight(word) for word in name]
+    unheard = sum(asked[i] for i in mine) / sum(asked)
+    unsaid = sum(told[j] for j in yours) / sum(told)
+    alike = 0.0
+    if mine and yours:
+        here, there = [reading[i] for i in sorted(mine)], [name[j] for j in sorted(yours)]
+        alike = max(
+            sound_likeness("".join(map(syllable_key, here))[:40], "".join(map(syllable_key, there))[:40]),
+            OSA.normalized_similarity("".join(here), "".join(there)),
+        )
+    smaller = min(unheard, unsaid)
+    different = 1.0 - alike
+    replaced = (1.0 - unsaid) * unheard * different if yours else 0.0
+    return unheard, unsaid, alike, smaller * alike, smaller * different, replaced

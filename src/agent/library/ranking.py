@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.library.lexical import grams, stem
-from agent.library.matching import FEATURES, Matrix, Rows, measure
+from agent.library.decision import decide, model, ranked
+from agent.library.lexical import fold, grams, stem
+from agent.library.matching import Rows, measure
 from agent.library.phonetic import sound_key
 from agent.library.requests import Request, choose, understand
 from agent.library.title_index import Words, gram_weight, pack, unpack
@@ -25,10 +22,11 @@ from agent.library.titles import Title
 Embed = Callable[[str], NDArray[np.float32]]
 Dense = Callable[[NDArray[np.float32], int, frozenset[str] | None], list[tuple[int, float]]]
 
-_FORMS_A_SIDE: Final = 24
+_FORMS_A_SIDE: Final = 20
 _TITLES_A_SIDE: Final = 24
-_MAX_FORMS: Final = 110
+_MAX_FORMS: Final = 140
 _DENSE: Final = 100
+_READINGS: Final = 4
 _NEAREST: Final = 5
 
 
@@ -46,55 +44,11 @@ class Answer:
     nearest: tuple[Title, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Coefficients of the two logistic rules: `rank` orders titles, `accept` decides whether the first one plays."""
-
-    rank: NDArray[np.float32]
-    rank_bias: float
-    accept: NDArray[np.float32]
-    accept_bias: float
-    threshold: float
-
-
-@cache
-def model() -> Model:
-    """The fitted coefficients (ranking.json names the script and the data they come from)."""
-    stored = json.loads(resources.files("agent.library").joinpath("ranking.json").read_text("utf-8"))
-    return Model(
-        np.array(stored["rank"], np.float32),
-        stored["rank_bias"],
-        np.array(stored["accept"], np.float32),
-        stored["accept_bias"],
-        stored["threshold"],
-    )
-
-
-def expand(features: Matrix) -> Matrix:
-    """The inputs of the ranking rule: the features, their squares, and the products that matter."""
-    index = {name: place for place, name in enumerate(FEATURES)}
-
-    def product(first: str, second: str) -> Matrix:
-        return features[:, [index[first]]] * features[:, [index[second]]]
-
-    return np.hstack(
-        [
-            features,
-            features**2,
-            product("asked", "told"),
-            product("chars", "sounds"),
-            product("about", "dense"),
-            product("asked", "inside"),
-            product("worst", "missed"),
-        ]
-    )
-
-
 class TitleIndex:
     """Searches one catalogue. Immutable, safe in several threads; built once, then mapped from its buffer."""
 
     def __init__(self, words: Words) -> None:
-        self._words = words
+        self.words = words
         self._row_of: dict[int, int] | None = None
 
     @classmethod
@@ -113,25 +67,25 @@ class TitleIndex:
         return cls(unpack(buffer))
 
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self.words)
 
     @property
     def sections(self) -> tuple[str, ...]:
         """The catalogue's sections as they are spelt there."""
-        return self._words.sections
+        return self.words.sections
 
     def section(self, name: str) -> str | None:
         """The section meant by `name`: any case, language code or other language's word for it; None if none."""
-        return self._words.names_of_sections.resolve(name)
+        return self.words.names_of_sections.resolve(name)
 
     def title(self, title_id: int) -> Title | None:
         """The title with this id, None if the catalogue has none."""
         row = self._row(title_id)
-        return None if row is None else self._words.title(row)
+        return None if row is None else self.words.title(row)
 
     def _row(self, title_id: int) -> int | None:
         if self._row_of is None:
-            self._row_of = {number: row for row, number in enumerate(self._words.ids.tolist())}
+            self._row_of = {number: row for row, number in enumerate(self.words.ids.tolist())}
         return self._row_of.get(title_id)
 
     def search(
@@ -151,12 +105,12 @@ class TitleIndex:
         to (id, cosine), best first; without either, words and sounds alone decide. `section` is where to look, by any
         of its names. `history` is what the visit has heard, oldest first: ids for "another one" and for random choice.
         """
-        wanted = understand(request, self._words.names_of_sections)
+        wanted = understand(request, self.words.names_of_sections)
         where = self.section(section) if section and section.strip() else wanted.section
         missing = (bool(section and section.strip()) and where is None) or (wanted.section_missing and not section)
-        exact = self._exact(wanted, request, where)
+        exact = self.exact(wanted, request, where)
         if exact is not None:
-            title = self._words.title(exact)
+            title = self.words.title(exact)
             return Answer("found", title, 1.0, (title,))
         if wanted.wish == "again" and history:
             title_again = self.title(history[-1])
@@ -166,25 +120,26 @@ class TitleIndex:
             return self._any(where, missing, history, rng or random.Random())
         return self._named(wanted, where, embed, dense, limit)
 
-    def _exact(self, wanted: Request, request: str, where: str | None) -> int | None:
+    def exact(self, wanted: Request, request: str, where: str | None) -> int | None:
+        """The row of a title called exactly as a reading says, in section `where` if it is there too."""
         for reading in wanted.readings or understand_raw(request):
-            forms = self._words.exact.get("".join(reading))
+            forms = self.words.exact.get("".join(reading))
             rows = [
-                int(self._words.form_row[form])
+                int(self.words.form_row[form])
                 for form in forms.tolist()
-                if self._words.forms[form].replace(" ", "") == "".join(reading)
+                if self.words.forms[form].replace(" ", "") == "".join(reading)
             ]
             if where is not None:
-                inside = [row for row in rows if self._words.sections[self._words.section_of[row]] == where]
+                inside = [row for row in rows if self.words.sections[self.words.section_of[row]] == where]
                 rows = inside or rows
             if rows:
                 return rows[0]
         return None
 
     def _any(self, where: str | None, missing: bool, history: Sequence[int], rng: random.Random) -> Answer:
-        ids = self._words.ids
+        ids = self.words.ids
         if where is not None:
-            ids = ids[self._words.section_of == self._words.sections.index(where)]
+            ids = ids[self.words.section_of == self.words.sections.index(where)]
         elif missing:
             return Answer("not_found", None, 0.0, ())
         chosen = choose(ids.tolist(), history, rng)
@@ -194,27 +149,19 @@ class TitleIndex:
     def _named(
         self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None, limit: int
     ) -> Answer:
-        scored = self.candidates(wanted, where, embed, dense)
-        if not scored:
+        rows = self.measured(wanted, where, embed, dense)
+        if rows is None:
             return Answer("not_found", None, 0.0, ())
-        nearest = tuple(self._words.title(item.row) for item in scored[: max(1, limit)])
-        confidence = self.confidence(wanted, scored)
+        time.sleep(0)
+        scored, confidence = decide(self.words, wanted, ranked(rows, model().rank))
+        nearest = tuple(self.words.title(item.row) for item in scored[: max(1, limit)])
         if confidence < model().threshold:
             return Answer("not_found", None, confidence, nearest)
         return Answer("found", nearest[0], confidence, nearest)
 
-    def candidates(
-        self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None
-    ) -> list[Candidate]:
-        """Every title worth a look, best first."""
-        rows = self.measured(wanted, where, embed, dense)
-        return [] if rows is None else _best_of(rows)
-
-    def measured(
-        self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None
-    ) -> Rows | None:
+    def measured(self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None) -> Rows | None:
         """The features of every name worth a look, None if there is none."""
-        words = self._words
+        words = self.words
         cosine: dict[int, float] = {}
         if embed is not None and dense is not None and wanted.text:
             vector = embed(wanted.text)
@@ -227,10 +174,10 @@ class TitleIndex:
             return None
         time.sleep(0)  # lets the event loop's thread have the interpreter between two stretches of work
         section = None if where is None else words.sections.index(where)
-        return measure(words, wanted.readings[:3], forms, cosine, section)
+        return measure(words, wanted.readings[:_READINGS], forms, cosine, section)
 
     def _forms_near(self, readings: Sequence[tuple[str, ...]], nearest: Sequence[int]) -> list[int]:
-        words = self._words
+        words = self.words
         found: dict[int, None] = {}
         first = readings[0]
         rows = list(nearest)
@@ -248,51 +195,11 @@ class TitleIndex:
                 found.setdefault(form)
         return list(found)[:_MAX_FORMS]
 
-    def confidence(self, wanted: Request, scored: Sequence[Candidate]) -> float:
-        """The chance, from 0 to 1, that the best candidate is what was meant."""
-        rule = model()
-        return _logistic(float(acceptance_inputs(wanted, scored) @ rule.accept) + rule.accept_bias)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A title's row, its score (log odds) and the features of its best name."""
-
-    row: int
-    score: float
-    features: Matrix
-
 
 def understand_raw(request: str) -> tuple[tuple[str, ...], ...]:
     """The readings of a request that asks for anything: a title may be called just that."""
-    from agent.library.lexical import fold
-
     words = fold(request)
     return (words,) if words else ()
-
-
-def _logistic(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, value))))
-
-
-def _best_of(rows: Rows) -> list[Candidate]:
-    rule = model()
-    scores = expand(rows.features) @ rule.rank + rule.rank_bias
-    best: dict[int, Candidate] = {}
-    for place in np.argsort(-scores, kind="stable").tolist():
-        row = int(rows.title[place])
-        if row not in best:
-            best[row] = Candidate(row, float(scores[place]), rows.features[place])
-    return list(best.values())
-
-
-def acceptance_inputs(wanted: Request, scored: Sequence[Candidate]) -> Matrix:
-    """The inputs of the refusing rule: the best candidate's inputs, its score and lead, the request's length."""
-    first = scored[0]
-    lead = first.score - scored[1].score if len(scored) > 1 else 5.0
-    length = min(1.0, len(wanted.readings[0]) / 8.0)
-    extra = np.array([first.score / 10.0, min(lead, 5.0) / 5.0, length], np.float32)
-    return np.concatenate([expand(first.features[None])[0], extra])
 
 
 def _top_titles(words: Words, reading: Sequence[str]) -> list[int]:
@@ -312,7 +219,7 @@ def _top_titles(words: Words, reading: Sequence[str]) -> list[int]:
 def _top_forms(
     get: Callable[[str], NDArray[np.int32]], norm: NDArray[np.float32], keys: Sequence[str], total: int
 ) -> list[int]:
-    """Forms that share most grams with the request, whole (both ways) and as a part of the form."""
+    """Forms that share most grams with the request: as a whole, as what it is a part of, as a part of it."""
     distinct = list(dict.fromkeys(keys))
     found = [get(key) for key in distinct]
     weights = [gram_weight(len(items), total) for items in found]
@@ -327,8 +234,9 @@ def _top_forms(
     )
     alike = common / np.sqrt(own * np.maximum(norm, 1e-6))
     part = common / (own + 0.2 * norm)
+    whole = common / (norm + 0.2 * own)
     chosen: dict[int, None] = {}
-    for measure_ in (alike, part):
+    for measure_ in (alike, part, whole):
         count = min(_FORMS_A_SIDE, total)
         for form in np.argpartition(-measure_, count - 1)[:count].tolist():
             if measure_[form] > 0.0:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Final, Literal
 
-from agent.library.lexical import fold, stem
+from agent.library.lexical import FUNCTION_WORDS, fold, stem
 
 Wish = Literal["named", "any", "another", "again"]
 
@@ -22,14 +22,16 @@ def _words(*texts: str) -> frozenset[str]:
 
 
 # Words that ask rather than name, in the languages children ask in; folded, so both scripts of a language are meant.
-_ASKING: Final = _words(
+_ENGLISH_ASKING: Final = _words(
     "please can could would will you play playing put start begin find give bring turn switch let lets us me we i im id"
     " want wanna need like love to hear listen hearing listening have do know now hey ok okay hi hello um uh er so and"
     " then well just sing singing tell read show get go the a an that this those some any more one ones my for on of by"
     " about called named titled name title it is with where how goes go there something anything whatever surprise"
     " random else maybe really quick quickly today mummy mommy mama daddy papa toy buddy dear kindly thanks thank"
     " song songs music tune tunes track rhyme rhymes story stories tale tales lullaby lullabies poem nursery audio"
-    " another other different next new again same repeat once",
+    " another other different next new again same repeat once your yours those these our",
+)
+_ASKING: Final = _ENGLISH_ASKING | _words(
     "कृपया ज़रा मुझे हमें हमको मुझको सुनाओ सुनाइए सुना सुनना सुनाना बजाओ बजाइए बजा चलाओ चलाइए चला लगाओ लगाइए लगा दो दीजिए दे चाहता"
     " चाहती चाहिए है हूँ हूं गाओ गाना गाने गीत कहानी कहानियाँ कविता वाला वाली वाले का की के को एक कोई कुछ और दूसरा दूसरी अगला अगली"
     " फिर से क्या तुम आप सकते सकती हो भजन लोरी संगीत एक नया नई अलग",
@@ -58,6 +60,10 @@ _ANOTHER: Final = _words(
     " suivant otra otro siguiente outra outro próxima próximo",
 )
 _AGAIN: Final = _words("again repeat same once")
+# What may stand between the asking and the name, and behind the name.
+_BEFORE_NAME: Final = _words("me us of about called named de del von vom sobre") - _words("e")
+_BEHIND_NAME: Final = frozenset({("for", "me"), ("for", "us"), ("to", "me"), ("to", "us")})
+_SMALL: Final = FUNCTION_WORDS | _words("hi hey hello")
 # What may stand before the name of a language.
 _PREPOSITIONS: Final = _words("in auf en em im mein में from")
 _CJK_BEFORE: Final = re.compile(
@@ -168,6 +174,33 @@ def _without_cjk_asking(text: str) -> str:
     return _CJK_AFTER.sub("", _CJK_BEFORE.sub("", text)) if text else text
 
 
+def _names_behind(words: Sequence[str]) -> bool:
+    """Whether small words of another language follow English asking: "can you play tum hi ho" names something."""
+    last = max((place for place, word in enumerate(words) if asking(word) and word not in _SMALL), default=-1)
+    tail = words[last + 1 :]
+    return len(tail) > 1 and words[last] in _ENGLISH_ASKING and any(word not in _ENGLISH_ASKING for word in tail)
+
+
+def _trim_gently(words: Sequence[str]) -> tuple[str, ...]:
+    """`words` without what asks in front (to its last verb or noun) and behind, keeping articles and pronouns."""
+    start, end = 0, len(words)
+    for place, word in enumerate(words):
+        if not asking(word):
+            break
+        if word not in FUNCTION_WORDS:
+            start = place + 1
+    while start < end and words[start] in _BEFORE_NAME:
+        start += 1
+    while end > start:
+        if words[end - 1] not in FUNCTION_WORDS and asking(words[end - 1]):
+            end -= 1
+        elif tuple(words[end - 2 : end]) in _BEHIND_NAME and end - 2 > start:
+            end -= 2
+        else:
+            break
+    return tuple(words[start:end])
+
+
 def understand(text: str, sections: Sections) -> Request:
     """Read one request. Any text is allowed; one without words asks for anything at all."""
     another = bool(_CJK_ANOTHER.search(text))
@@ -189,7 +222,7 @@ def understand(text: str, sections: Sections) -> Request:
             rest = fold(_without_cjk_asking("".join(rest))) if not rest else rest
     trimmed = _trim(rest)
     leftover = tuple(word for word in trimmed if not asking(word))
-    if not leftover or (cjk and leftover in {("shou",), ("ge",)}):
+    if (not leftover and not _names_behind(rest)) or (cjk and leftover in {("shou",), ("ge",)}):
         asked = set(rest) | set(raw)
         wish: Wish = "any"
         if another or asked & _ANOTHER:
@@ -197,10 +230,12 @@ def understand(text: str, sections: Sections) -> Request:
         elif asked & _AGAIN and not mention:
             wish = "again"
         return Request(wish, (), section or None, missing)
-    readings = dict.fromkeys((trimmed, _trim(words), words, raw))
+    gently = _trim_gently(rest)
+    trimmed = trimmed or gently
+    readings = dict.fromkeys((trimmed, gently, _trim(words), _trim_gently(words), words, raw))
     readings.pop((), None)
-    embed = " ".join(trimmed) if text.isascii() else core
-    return Request("named", tuple(readings)[:4], section or None, missing, embed)
+    embed = " ".join(gently or trimmed) if text.isascii() else core
+    return Request("named", tuple(readings), section or None, missing, embed)
 
 
 def choose(ids: Sequence[int], history: Sequence[int], rng: random.Random) -> int | None:
