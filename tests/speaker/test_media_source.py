@@ -13,8 +13,9 @@ from media_support import QUICK, Reader, encoded, lag, noise, reading
 from agent.errors import MediaError
 from agent.speaker.media_bytes import HttpBytes, MediaLimits
 from agent.speaker.media_http import MediaHttp
-from agent.speaker.media_source import SAMPLE_RATE, MediaSource
+from agent.speaker.media_source import MediaSource
 from agent.speaker.media_url import FileLocation
+from agent.speaker.pcm import SAMPLE_RATE
 from sandbox.faults import Fault
 from sandbox.media_files import FORMATS, encode
 from sandbox.media_server import MediaServer

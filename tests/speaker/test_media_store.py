@@ -14,9 +14,11 @@ from player_support import BLOCK, Log
 
 from agent.errors import MediaError
 from agent.library.titles import Title
-from agent.speaker.media_source import SAMPLE_RATE, Mark, MediaSource, Samples
+from agent.speaker.media_source import Mark, MediaSource
 from agent.speaker.media_store import MediaStore
-from agent.speaker.player import Hold, MediaPlayer
+from agent.speaker.pcm import SAMPLE_RATE, Samples
+from agent.speaker.player import MediaPlayer
+from agent.speaker.player_types import Hold
 from sandbox.media_files import encode
 from sandbox.media_server import MediaServer
 

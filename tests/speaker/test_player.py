@@ -10,8 +10,10 @@ from media_support import noise
 from player_support import BLOCK, Clock, Ear, Log, Shelf, title
 
 from agent.library.titles import Title
-from agent.speaker.media_source import SAMPLE_RATE, Mark
-from agent.speaker.player import Hold, MediaPlayer, PlayerSnapshot, State, StopReason
+from agent.speaker.media_source import Mark
+from agent.speaker.pcm import SAMPLE_RATE
+from agent.speaker.player import MediaPlayer
+from agent.speaker.player_types import Hold, PlayerSnapshot, State, StopReason
 
 A, B, C, D = title(1), title(2), title(3), title(4)
 LENGTH = 12 * SAMPLE_RATE

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from player_support import BLOCK, Clock, Log, Shelf, title
 
-from agent.speaker.player import Hold, MediaPlayer, PlayerSnapshot
+from agent.speaker.player import MediaPlayer
+from agent.speaker.player_types import Hold, PlayerSnapshot
 
 TITLES = [title(number) for number in range(6)]
 SHORT = {number: np.full(480 * 7 * (number + 1) + 13 * number, 8000, np.int16) for number in range(6)}

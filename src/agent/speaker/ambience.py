@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.speaker.gain import Ramp
-from agent.speaker.media_source import SAMPLE_RATE, Samples
+from agent.speaker.pcm import SAMPLE_RATE, Samples
 
 _LOOP: Final = 4 * SAMPLE_RATE
 _NOISE_PEAK: Final = 160.0

@@ -132,7 +132,13 @@ class MediaHttp:
         return self._session
 
     async def warm(self) -> None:
-        """Open a connection ahead of the first title. Never fails: the first title finds out by itself."""
+        """Open two connections ahead of the first title. Never fails: the first title finds out by itself.
+
+        Two, because a title whose index is at its end is read in two places at once.
+        """
+        await asyncio.gather(self._touch(), self._touch())
+
+    async def _touch(self) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout + self._answer_timeout):
                 async with self._open_session().head(self._base, allow_redirects=False) as response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -13,25 +13,23 @@ from typing import Any, Final, Self
 import av
 import numpy as np
 import structlog
-from av.audio.frame import AudioFrame
 from av.container import InputContainer
-from numpy.typing import NDArray
 
 from agent.errors import MediaError
 from agent.speaker import mp3_frames
 from agent.speaker.media_bytes import ByteSource, Closed, DiskBytes, HttpBytes, MediaLimits
+from agent.speaker.media_decode import AvFile, Format, Resampler, sniff
 from agent.speaker.media_http import MediaHttp
 from agent.speaker.media_url import FileLocation, HttpLocation, Location
+from agent.speaker.pcm import SAMPLE_RATE, Samples
 
-Samples = NDArray[np.int16]
-
-SAMPLE_RATE: Final = 24_000
 _CAPACITY: Final = 3 * SAMPLE_RATE
 _MARK_EVERY: Final = SAMPLE_RATE // 2
 _MARKS: Final = 64
 _PREROLL: Final = SAMPLE_RATE // 3
+# A tag up to this size is read with the sound; a larger one, which holds pictures, is passed over.
+_SMALL_TAG: Final = 16_384
 _MAX_BAD_PACKETS: Final = 200
-_SHIELDED_TAIL: Final = 128
 _NOTHING: Final[Samples] = np.zeros(0, np.int16)
 # The decoder starts on the first bytes: whatever else the file could tell is not worth waiting for.
 _OPTIONS: Final = {"probesize": "2048", "analyzeduration": "0"}
@@ -232,31 +230,38 @@ class MediaSource:
             self._on_data()
 
     def _decode(self, source: ByteSource) -> None:
-        format_name, base = _sniff(source)
+        form = sniff(source)
         origin = None
-        if format_name == "mp3" and self._first > 0:
+        base = form.base
+        if form.name == "mp3" and self._first > 0:
             place = self._mp3_place(source, base)
             if place is not None:
                 base, origin = place.byte, place.sample
-        elif self._first == 0 and format_name == "mp3" and base < 16384:
+        elif form.name == "mp3" and base < _SMALL_TAG:
             base = 0
-        file = _AvFile(source, base, self._limits, seekable=format_name != "ogg" or self._first > 0)
-        with self._open(file, format_name) as container:
+        self._duration = form.duration or self._duration
+        file = AvFile(source, base, self._limits, seekable=form.name != "ogg" or self._first > 0, end=form.end)
+        with self._open(file, form) as container:
             if not container.streams.audio:
                 raise MediaError("there is no sound in the file")
             stream = container.streams.audio[0]
             stream.codec_context.thread_count = 1
-            if container.duration and origin is None:
+            if container.duration and origin is None and self._duration is None:
                 self._duration = container.duration / 1_000_000
             if self._first > 0 and origin is None:
                 self._seek(container)
-            self._pump(source, file, container, origin, marking=format_name == "mp3")
+            self._pump(source, file, container, origin, marking=form.name == "mp3")
 
     @staticmethod
-    def _open(file: _AvFile, format_name: str) -> InputContainer:
+    def _open(file: AvFile, form: Format) -> InputContainer:
         # The format is named, so that no playlist can make the decoder open addresses of its own.
         container = av.open(
-            file, mode="r", format=format_name, buffer_size=8192, options=dict(_OPTIONS), metadata_errors="ignore"
+            file,
+            mode="r",
+            format=form.name,
+            buffer_size=8192,
+            options={**_OPTIONS, **dict(form.options)},
+            metadata_errors="ignore",
         )
         file.opening = False
         return container
@@ -265,8 +270,8 @@ class MediaSource:
         for mark in reversed(self._given_marks):
             if mark.sample <= self._first - _PREROLL:
                 return mark
-        file = _AvFile(source, 0 if base < 16384 else base, self._limits, seekable=True)
-        with self._open(file, "mp3") as container:
+        file = AvFile(source, 0 if base < _SMALL_TAG else base, self._limits, seekable=True)
+        with self._open(file, Format("mp3")) as container:
             stream = container.streams.audio[0]
             rate = stream.rate
             delay = round((stream.start_time or 0) * float(stream.time_base or 0) * rate)
@@ -287,12 +292,12 @@ class MediaSource:
             container.seek((stream.start_time or 0) + int(wanted / base), stream=stream, backward=True)
 
     def _pump(
-        self, source: ByteSource, file: _AvFile, container: InputContainer, origin: int | None, *, marking: bool
+        self, source: ByteSource, file: AvFile, container: InputContainer, origin: int | None, *, marking: bool
     ) -> None:
         """Decode to the end. `origin`: the sample the first packet stands for, None where the file's times tell it."""
         stream = container.streams.audio[0]
         zero = stream.start_time or 0 if origin is None else None
-        resampler = _Resampler()
+        resampler = Resampler()
         skip: int | None = 0 if self._first == 0 else None
         bad = 0
         next_mark = 0
@@ -353,92 +358,3 @@ class MediaSource:
             with suppress(RuntimeError):  # the loop may be gone: then nobody waits
                 self._loop.call_soon_threadsafe(self._announce)
         return 0
-
-
-def _sniff(source: ByteSource) -> tuple[str, int]:
-    """The format's name for ffmpeg and the byte where it begins, by the file's first bytes. Raises MediaError."""
-    head = b""
-    while len(head) < 12 and (more := source.read_at(len(head), 4096)):
-        head += more
-    base = mp3_frames.id3_length(head)
-    if base:
-        return ("flac", base) if source.read_at(base, 4) == b"fLaC" else ("mp3", base)
-    if head[:4] == b"OggS":
-        return "ogg", 0
-    if head[:4] == b"fLaC":
-        return "flac", 0
-    if head[:4] in {b"RIFF", b"RF64"} and head[8:12] == b"WAVE":
-        return "wav", 0
-    if head[4:8] == b"ftyp":
-        return "mov", 0
-    found = 0 if mp3_frames.parse_frame(head) else mp3_frames.find_frame(source.read_at, 0)
-    if found is None:
-        raise MediaError("not a sound file that can be played")
-    return "mp3", found
-
-
-class _Resampler:
-    """Whatever the decoder gives, as 24 kHz mono; follows changes of format within a file."""
-
-    def __init__(self) -> None:
-        self._inner: av.AudioResampler | None = None
-        self._shape: tuple[int, str, str] | None = None
-
-    def feed(self, frame: AudioFrame | None) -> Iterator[Samples]:
-        """The samples that are ready after `frame`; None flushes. Raises MediaError for an absurd format."""
-        if frame is not None:
-            if not 4_000 <= frame.sample_rate <= 384_000 or not 1 <= frame.layout.nb_channels <= 8:
-                raise MediaError("the sound has an absurd sampling rate or number of channels")
-            shape = (frame.sample_rate, frame.layout.name, frame.format.name)
-            if shape != self._shape:
-                yield from self.feed(None)
-                self._inner = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-                self._shape = shape
-            frame.pts = None
-        if self._inner is None:
-            return
-        for out in self._inner.resample(frame):
-            yield np.array(out.to_ndarray()[0], dtype=np.int16)
-        if frame is None:
-            self._inner = None
-
-
-class _AvFile:
-    """A byte source as ffmpeg's file: begins at byte `base`."""
-
-    def __init__(self, source: ByteSource, base: int, limits: MediaLimits, *, seekable: bool) -> None:
-        self.base = base
-        self.opening = True
-        self.barren = 0
-        self._source = source
-        self._limits = limits
-        self._seekable = seekable
-        self._position = 0
-
-    def seekable(self) -> bool:
-        return self._seekable
-
-    def read(self, count: int) -> bytes:
-        at = self.base + self._position
-        size = self._source.size
-        if self.opening and size is not None and 65536 < size - _SHIELDED_TAIL <= at < size:
-            # While opening, ffmpeg peeks at the end for an ID3v1 tag: not worth a round trip to the server.
-            data = bytes(min(count, size - at))
-        else:
-            data = self._source.read_at(at, count)
-        self._position += len(data)
-        self.barren += len(data)
-        if self.barren > self._limits.max_barren_bytes:
-            raise MediaError("there is no sound in the file")
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        size = self._source.size
-        if whence == 2 and size is None:
-            return -1
-        start = {0: 0, 1: self._position, 2: (size or 0) - self.base}[whence]
-        self._position = max(start + offset, 0)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position

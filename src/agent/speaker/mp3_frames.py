@@ -67,7 +67,7 @@ def id3_length(head: bytes) -> int:
 
 def find_frame(read_at: ReadAt, start: int, *, reach: int = 8192) -> int | None:
     """The first byte from `start` on where three frames follow each other; None within `reach` bytes."""
-    data = _read(read_at, start, reach + 8192)
+    data = read_fully(read_at, start, reach + 8192)
     for offset in range(min(reach, len(data))):
         if data[offset] == 0xFF and _chain(data, offset):
             return start + offset
@@ -83,7 +83,8 @@ def _chain(data: bytes, offset: int) -> bool:
     return True
 
 
-def _read(read_at: ReadAt, start: int, count: int) -> bytes:
+def read_fully(read_at: ReadAt, start: int, count: int) -> bytes:
+    """`count` bytes from `start` on, fewer only at the end."""
     data = b""
     while len(data) < count:
         more = read_at(start + len(data), count - len(data))
@@ -111,20 +112,20 @@ def locate(read_at: ReadAt, size: int | None, sample: int, delay: int, *, scan: 
     first = find_frame(read_at, id3_length(read_at(0, 10)))
     if first is None:
         return None
-    header = parse_frame(_read(read_at, first, 4))
+    header = parse_frame(read_fully(read_at, first, 4))
     if header is None:
         return None
-    tag = _vbr_tag(_read(read_at, first, 192))
+    tag = _vbr_tag(read_fully(read_at, first, 192))
     begin = first + header.length if tag else first
     wanted = max((sample + delay) // header.samples - PREROLL_FRAMES, 0)
     if wanted == 0:
         return Place(begin, -delay)
     if scan:
         return _walk(read_at, begin, wanted, header.samples, delay)
-    sound = parse_frame(_read(read_at, begin, 4)) or header
+    sound = parse_frame(read_fully(read_at, begin, 4)) or header
     exact_length = sound.samples / 8 * sound.bitrate / sound.rate
     if tag in {b"Xing", b"VBRI"} and size is not None:
-        frames = _frames_in(_read(read_at, first, 192), tag)
+        frames = _frames_in(read_fully(read_at, first, 192), tag)
         if frames:
             exact_length = (size - begin) / frames
     # One byte early: where padding is spent differently, the wanted frame must not just have been missed.
@@ -148,7 +149,7 @@ def _walk(read_at: ReadAt, begin: int, wanted: int, samples: int, delay: int) ->
     block, block_at = b"", begin
     while index < wanted:
         if not block_at <= at <= block_at + len(block) - 4:
-            block, block_at = _read(read_at, at, 65536), at
+            block, block_at = read_fully(read_at, at, 65536), at
         frame = parse_frame(block[at - block_at : at - block_at + 4])
         if frame is None:
             return None

@@ -7,9 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -17,10 +15,13 @@ from numpy.typing import NDArray
 
 from agent.errors import MediaError
 from agent.library.titles import Title
+from agent.speaker.delivery import Deliveries, Delivery
 from agent.speaker.gain import Ramp, falling
-from agent.speaker.media_source import SAMPLE_RATE, Mark, Samples
+from agent.speaker.media_source import Mark
+from agent.speaker.pcm import SAMPLE_RATE, Samples
 from agent.speaker.play_queue import Entry, PlayQueue
-from agent.speaker.track import Source, Track
+from agent.speaker.player_types import Hold, OpenSource, PlayerEvents, PlayerSnapshot, State, StopReason
+from agent.speaker.track import Track
 
 _FADE: Final = SAMPLE_RATE // 100
 _VOLUME_RAMP: Final = SAMPLE_RATE // 20
@@ -31,112 +32,8 @@ _SLEEP_FADE: Final = 4 * SAMPLE_RATE
 _RESTART_AFTER: Final = 3 * SAMPLE_RATE
 _START_PATIENCE: Final = 15 * SAMPLE_RATE
 _GIVE_UP_AFTER: Final = 3
-_REMEMBERED: Final = 3 * SAMPLE_RATE
 
 _log = structlog.get_logger(__name__)
-
-
-class State(StrEnum):
-    """What the player does."""
-
-    IDLE = "idle"
-    STARTING = "starting"
-    PLAYING = "playing"
-    PAUSED = "paused"
-
-
-class Hold(StrEnum):
-    """Who keeps the player paused; it goes on when nobody does."""
-
-    USER = "user"
-    SPEECH = "speech"
-    DROP = "drop"
-
-
-class StopReason(StrEnum):
-    """Why a title that had started stopped."""
-
-    ENDED = "ended"
-    STOPPED = "stopped"
-    SKIPPED = "skipped"
-    BROKEN = "broken"
-    CLOSED = "closed"
-
-
-class PlayerEvents(Protocol):
-    """Who is told. `stopped` comes exactly once for each `started`, and before the next `started`."""
-
-    def started(self, title: Title) -> None:
-        """The title's first sample is on its way to the child."""
-
-    def stopped(self, title: Title, reason: StopReason) -> None:
-        """It sounds no more."""
-
-    def problem(self, title: Title, error: MediaError) -> None:
-        """It cannot be played, or not to its end; the next one plays."""
-
-
-class OpenSource(Protocol):
-    """Begins to load a title; `agent.speaker.media_store.MediaStore.open` is one."""
-
-    def __call__(
-        self, title: Title, start: int = 0, marks: tuple[Mark, ...] = (), on_data: Callable[[], None] | None = None
-    ) -> Source: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PlayerSnapshot:
-    """What is needed to go on at the same second. `position` in samples of 24 kHz."""
-
-    title: Title
-    position: int
-    marks: tuple[Mark, ...] = ()
-    upcoming: tuple[Title, ...] = ()
-    paused: bool = False
-    volume: int = 100
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON's types only."""
-        return {
-            "title": _title_to_dict(self.title),
-            "position": self.position,
-            "marks": [[mark.byte, mark.sample] for mark in self.marks],
-            "upcoming": [_title_to_dict(title) for title in self.upcoming],
-            "paused": self.paused,
-            "volume": self.volume,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PlayerSnapshot:
-        """Raises ValueError for what `to_dict` did not make."""
-        try:
-            return cls(
-                title=_title_from_dict(data["title"]),
-                position=int(data["position"]),
-                marks=tuple(Mark(int(byte), int(sample)) for byte, sample in data["marks"]),
-                upcoming=tuple(_title_from_dict(title) for title in data["upcoming"]),
-                paused=bool(data["paused"]),
-                volume=int(data["volume"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a player's snapshot: {error!r}") from error
-
-
-def _title_to_dict(title: Title) -> dict[str, Any]:
-    names = ("id", "kind", "title", "section", "romanized", "filename")
-    return {name: getattr(title, name) for name in names}
-
-
-def _title_from_dict(data: dict[str, Any]) -> Title:
-    return Title(**data)
-
-
-@dataclass(slots=True)
-class _Delivery:
-    """One pulled block: how long it was, and whose samples it was made of."""
-
-    length: int
-    parts: list[tuple[Track, int]] = field(default_factory=list)
 
 
 class MediaPlayer:
@@ -165,8 +62,7 @@ class MediaPlayer:
         self._holds: set[Hold] = set()
         self._settling = False
         self._tail: NDArray[np.float32] | None = None
-        self._delivered: deque[_Delivery] = deque()
-        self._remembered = 0
+        self._delivered = Deliveries()
         self._fade = Ramp(1.0)
         self._duck = Ramp(1.0)
         self._volume = Ramp(1.0)
@@ -233,38 +129,20 @@ class MediaPlayer:
         """Exactly `samples` of 24 kHz mono with all gains applied, or None when nothing sounds. Never blocks."""
         self._check_sleep()
         out = np.zeros(samples, np.float32)
-        delivery = _Delivery(samples)
+        delivery = Delivery(samples)
         sounding = self._mix_tail(out)
         if self._track is not None and (not self._holds or self._settling):
             sounding |= self._fill(out, delivery)
         self._tell()
         if not sounding:
             return None
-        self._delivered.append(delivery)
-        self._remembered += samples
-        while self._remembered - self._delivered[0].length >= _REMEMBERED:
-            self._remembered -= self._delivered.popleft().length
+        self._delivered.add(delivery)
         return np.clip(np.rint(out), -32768, 32767).astype(np.int16)
 
     def give_back(self, samples: int) -> None:
         """The last `samples` pulled never sounded: the title goes on where the child heard it last."""
-        track, lost = self._track, 0
-        while samples > 0 and self._delivered:
-            delivery = self._delivered.pop()
-            self._remembered -= delivery.length
-            kept = max(delivery.length - samples, 0)
-            samples -= delivery.length
-            taken = delivery.parts
-            delivery.parts, delivery.length = [], kept
-            for owner, count in taken:
-                stay = min(count, kept)
-                kept -= stay
-                delivery.parts.append((owner, stay))
-                if owner is track:
-                    lost += count - stay
-            if delivery.length:
-                self._delivered.append(delivery)
-                self._remembered += delivery.length
+        track = self._track
+        lost = self._delivered.take_back(samples, track)
         if track is not None and lost and not track.rewind(lost):
             self._reload(max(track.position - lost, 0))
         self._wake()
@@ -458,7 +336,7 @@ class MediaPlayer:
 
     # Inside
 
-    def _fill(self, out: NDArray[np.float32], delivery: _Delivery) -> bool:
+    def _fill(self, out: NDArray[np.float32], delivery: Delivery) -> bool:
         """Put samples of the current title, and of those after it, into `out`; whether there were any."""
         settling = self._settling
         filled, size = 0, min(len(out), _FADE) if settling else len(out)

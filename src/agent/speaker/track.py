@@ -8,7 +8,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from agent.errors import MediaError
-from agent.speaker.media_source import SAMPLE_RATE, Mark, Samples
+from agent.speaker.media_source import Mark
+from agent.speaker.pcm import SAMPLE_RATE, Samples
 from agent.speaker.play_queue import Entry
 
 _TAPE: Final = 2 * SAMPLE_RATE
