@@ -185,6 +185,8 @@ class Settings(BaseSettings):
     """Where model files are; default `STATE_DIR/models`."""
     media_base_url: HttpUrl = Field(default=None, examples=["https://media.example.org"])
     """Where songs and stories stream from. Empty: `CATALOGUE_DIR`."""
+    media_private_network: bool = Field(default=False, examples=["false"])
+    """The media server's name, though it has dots in it, leads into a private network."""
 
     # Conversation
     conversation_mode: Literal["pipeline", "realtime"] = Field(default="pipeline", examples=["pipeline"])
