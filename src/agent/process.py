@@ -30,6 +30,7 @@ from agent.library.services import ServiceCache
 from agent.settings import Settings, load_settings
 from agent.state import private_dir
 from agent.telemetry.logs import configure_structlog
+from agent.telemetry.tracing import open_tracing
 
 T = TypeVar("T")
 _lock = threading.Lock()
@@ -129,6 +130,7 @@ def prewarm(proc: JobProcess) -> None:
     except Exception as error:  # noqa: BLE001 — the room starts the engine itself then, only later
         problems["engine"] = f"{type(error).__name__}: {error}"
     parts["engine"] = round((time.perf_counter() - wall) * 1000, 1)
+    open_tracing(common.settings)
     proc.userdata["kit"] = Kit(common, engine)
     log = structlog.get_logger(__name__)
     (log.error if problems else log.info)(

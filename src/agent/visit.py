@@ -38,6 +38,7 @@ from agent.speaker.speaker import Speaker
 from agent.telemetry.cost import UsageMeter
 from agent.telemetry.meter import meter
 from agent.telemetry.timeline import Timeline
+from agent.telemetry.tracing import flush_traces, trace_visit
 from agent.telemetry.visit_record import VisitRecord
 from agent.values import device_key
 
@@ -63,7 +64,7 @@ class Visit:
         self.settings = self.kit.shared.settings
         self.device = identify_room(ctx.job.room.name)
         self.record = VisitRecord(self.settings, job_id=ctx.job.id, mac=self.device.mac, timeline=self.timeline)
-        who = {
+        who = self.who = {
             "visit": self.device.uuid or ctx.job.id,
             "device": device_key(self.device.mac, self.settings.device_salt.get_secret_value()),
         }
@@ -220,6 +221,8 @@ class Visit:
             data_channel=dict(self.link.counts),
             words_dropped=self.ear.dropped,
         )
+        trace_visit(self.timeline, {**self.who, **self.record.variants, **self.usage.report()})
+        await asyncio.to_thread(flush_traces)
 
     # Beside it
 
