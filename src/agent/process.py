@@ -66,6 +66,9 @@ class Kit:
             "greetings": bool(self.shared.bank.recordings),
             "vad": self.shared.vad is not None,
             "engine": self.engine is not None,
+            "library": self.shared.library is not None,
+            "providers": self.shared.plan is not None,
+            "prompt": self.shared.writer is not None,
         }
 
     @classmethod

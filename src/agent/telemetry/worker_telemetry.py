@@ -35,10 +35,14 @@ async def open_hub(
 ) -> MetricsHub:
     """Start measuring; ends with `stack`. `roles` and `show` tell of the processes and the worker's own gauges.
 
-    Call it before processes are started: they find it by an environment variable.
+    Call it before processes are started: they find it by an environment variable. With METRICS off only the worker's
+    own gauges are shown.
     """
-    hub = await stack.enter_async_context(MetricsHub(settings.state_dir.absolute() / "run"))
+    hub = MetricsHub(settings.state_dir.absolute() / "run")
     hub.sources += [show, ProcessGauges(roles)]
+    if not settings.metrics:
+        return hub
+    await stack.enter_async_context(hub)
     await stack.enter_async_context(CostLedger(cost_path(settings), hub))
     probe = LagProbe("worker")
     stack.callback(probe.stop)
