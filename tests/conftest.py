@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,12 +15,7 @@ from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import RUN_MARKER, marked_processes
 from sandbox.world import World
-
-
-class StartWorld(Protocol):
-    """Starts a `World` with these options; it is stopped after the test."""
-
-    async def __call__(self, **options: Any) -> World: ...
+from world_support import StartWorld
 
 
 @pytest.fixture(scope="session", autouse=True)

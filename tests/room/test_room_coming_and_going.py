@@ -9,9 +9,9 @@ import pytest
 from livekit.api import TwirpError
 from room_support import heard_greeting, leftover_files, open_files, own_errors, private_mb, visit_ended
 
-from conftest import StartWorld
 from sandbox.device import random_mac
 from sandbox.processes import group_members
+from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(180)
 

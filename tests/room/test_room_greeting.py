@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from room_support import GREETINGS, heard_greeting, longest_gap_ms, visit_ended
 
-from conftest import StartWorld
 from sandbox.device import Device
 from sandbox.manager_api import BRIEFING_CALLS, DEMO_MAC, ManagerApi
 from sandbox.world import World
+from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(120)
 

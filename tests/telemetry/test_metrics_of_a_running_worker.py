@@ -14,9 +14,9 @@ import pytest
 from telemetry_support import Samples, files, parse, prometheus, total
 
 from agent.telemetry.instruments import exposed_names
-from conftest import StartWorld
 from sandbox.processes import ManagedProcess, free_port
 from sandbox.world import World
+from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(180)
 VISITS = 10

@@ -14,7 +14,7 @@ from agent.cli import main
 from agent.telemetry import report
 from agent.telemetry.hub import percentile
 from agent.telemetry.report import collect, read_lines, rolled_out_in_part
-from conftest import StartWorld
+from world_support import StartWorld
 
 
 def line(visit: str, greeting_ms: float, *, flag: str = "on", event: str = "visit ended", **more: object) -> str:

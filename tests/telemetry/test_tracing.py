@@ -12,10 +12,10 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from telemetry_support import SENTENCES, talk, talking_world
 
-from conftest import StartWorld
 from sandbox.manager_api import Device as Known
 from sandbox.manager_api import ManagerApi
 from sandbox.processes import free_port
+from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(120)
 
