@@ -201,7 +201,7 @@ async def test_devices_at_once_each_hear_their_own(
 
     found = await asyncio.gather(*(greet(device, index) for index, device in enumerate(devices)))
     assert np.median([whole for whole, _ in found]) > 0.85
-    assert len({device.room_name for device in devices}) == 10
+    assert len({device.room_name for device in devices}) == len(devices)
 
 
 async def test_a_device_that_vanishes_says_no_goodbye(livekit_server: LiveKitServer) -> None:
