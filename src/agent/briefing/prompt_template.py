@@ -62,9 +62,9 @@ class Missing(Undefined):
     def _false(self, *_: Any) -> bool:
         return False
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _self
+    __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _self  # type: ignore[assignment]
     __neg__ = __pos__ = __getitem__ = __call__ = _self  # type: ignore[assignment]
-    __lt__ = __le__ = __gt__ = __ge__ = _false
+    __lt__ = __le__ = __gt__ = __ge__ = _false  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__":
@@ -74,10 +74,10 @@ class Missing(Undefined):
     def __contains__(self, _: object) -> bool:
         return False
 
-    def __int__(self) -> int:
+    def __int__(self) -> int:  # type: ignore[override]
         return 0
 
-    def __float__(self) -> float:
+    def __float__(self) -> float:  # type: ignore[override]
         return 0.0
 
 
@@ -290,7 +290,7 @@ class _Guard:
     def _mark(self, node: nodes.Expr) -> nodes.Expr:
         free = sorted({name.name for name in _names(node) if name.name not in self._sizes and name.name != "loop"})
         forgiving = isinstance(node, _FORGIVING) or any(
-            isinstance(part, _FORGIVING) or part.name in ("default", "d")
+            isinstance(part, _FORGIVING) or (isinstance(part, nodes.Filter) and part.name in ("default", "d"))
             for part in node.find_all((*_FORGIVING, nodes.Filter))
         )
         if isinstance(node, nodes.Filter) and node.name in ("default", "d"):
@@ -305,7 +305,7 @@ def _names(node: nodes.Node) -> list[nodes.Name]:
     return [node] if isinstance(node, nodes.Name) else list(node.find_all(nodes.Name))
 
 
-def _no_keywords(pairs: Sequence[nodes.Keyword], *allowed: str) -> None:
+def _no_keywords(pairs: Sequence[nodes.Keyword | nodes.Pair], *allowed: str) -> None:
     for pair in pairs:
         if pair.key not in allowed:
             raise TemplateRefused(f"the template gives a filter {pair.key}, which prompts may not")
