@@ -52,7 +52,7 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
         load_threshold=math.inf,
         drain_timeout=math.ceil(settings.drain_timeout),
         initialize_process_timeout=20.0,
-        log_level=settings.log_level,
+        log_level=settings.log_level.replace("WARNING", "WARN"),  # its own spelling
     )
     state.attach(server)
 

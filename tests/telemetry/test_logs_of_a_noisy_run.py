@@ -7,14 +7,17 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from telemetry_support import SENTENCES, talk, talking_world
 
+from agent.health import WorkerState
 from agent.settings import Settings
 from agent.telemetry.logs import configure_logs
 from agent.values import DeviceMac
+from agent.worker import build_server
 from sandbox.manager_api import Device as Known
 from sandbox.manager_api import ManagerApi
 
@@ -169,6 +172,12 @@ def test_secrets_tokens_and_passwords_in_any_text_are_replaced(out: io.StringIO)
     for secret in (token, "sk-abcdef123456", "devsecret-42", "hunter22"):
         assert secret not in text
     assert "manager-7" not in text.replace("manager_7", "")
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR"])
+def test_a_worker_can_be_made_at_every_level(level: str, tmp_path: Path) -> None:
+    settings = _settings(log_level=level, state_dir=tmp_path)
+    assert build_server(settings, WorkerState(settings)) is not None
 
 
 @pytest.mark.parametrize("logger", ["agent.visit", "livekit.agents", "some.library"])
