@@ -58,7 +58,7 @@ class Ear(io.AudioInput):
         self._arrived.set()
 
     def _on_subscribed(
-        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+        self, track: rtc.Track, _publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
         if participant.identity != self._identity or track.kind != rtc.TrackKind.KIND_AUDIO:
             return
