@@ -32,12 +32,12 @@ _LOOP_COST: Final = 10
 
 _FILTERS: Final = frozenset(
     # One word each would take a page.
-    "abs capitalize count d default first float int join last length list lower replace reverse round sort string "  # noqa: SIM905
+    "abs capitalize count d default first float int join last length list lower replace reverse round sort string "
     "title trim truncate unique upper wordcount".split()
 )
 _TESTS: Final = frozenset(
     # As above.
-    "boolean defined divisibleby eq equalto even false float ge gt in integer iterable le lower lt mapping ne none "  # noqa: SIM905
+    "boolean defined divisibleby eq equalto even false float ge gt in integer iterable le lower lt mapping ne none "
     "number odd sequence string true undefined upper".split()
 )
 _METHODS: Final = frozenset(

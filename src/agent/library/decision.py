@@ -29,10 +29,13 @@ _PRODUCTS: Final = (
     ("asked", "inside"),
     ("worst", "missed"),
 )
-_JUDGED: Final = 4
+# How many of the first candidates the accepting rule looks at.
+JUDGED: Final = 4
 
 # What a description is made of and a name seldom is.
-_DESCRIBING: Final = frozenset("about who that where when which whose with because why how".split())  # noqa: SIM905
+_DESCRIBING: Final = frozenset(
+    ("about", "who", "that", "where", "when", "which", "whose", "with", "because", "why", "how")
+)
 
 INPUTS: Final = (*FEATURES, *REMAINDERS, "score_lead", "length", "describing", "function_words")
 # Which way an input may move the chance: 1 up, -1 down, 0 either.
@@ -135,6 +138,6 @@ def accept_inputs(words: Words, wanted: Request, scored: Sequence[Candidate], pl
 def decide(words: Words, wanted: Request, scored: Sequence[Candidate]) -> tuple[list[Candidate], float]:
     """The candidates, the likeliest of the first few now in front, and its chance from 0 to 1."""
     rules = model()
-    chances = [rules.chance(accept_inputs(words, wanted, scored, place)) for place in range(min(_JUDGED, len(scored)))]
+    chances = [rules.chance(accept_inputs(words, wanted, scored, place)) for place in range(min(JUDGED, len(scored)))]
     best = max(range(len(chances)), key=chances.__getitem__)
     return [scored[best], *scored[:best], *scored[best + 1 :]], chances[best]

@@ -13,27 +13,33 @@ _APOSTROPHES: Final = re.compile(r"['’‘`ʼ´]")
 _NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
 _AND: Final = re.compile(r"\s*[&+]\s*")
 
-_SMALL: Final = (
+
+def _list(text: str) -> list[str]:
+    return text.split()
+
+
+_SMALL: Final = _list(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
-).split()
-_TENS: Final = "ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS: Final = _list("ten twenty thirty forty fifty sixty seventy eighty ninety")
 
 # What a sentence needs and a title is not known by, in the languages children ask in (as `fold` writes them).
 FUNCTION_WORDS: Final = frozenset(
-    """
+    _list("""
     a an the and or of to in on at by for with from as is are was were be been am do does did has have had that which
     who whose what where when why how it its this these those there here he she they we you i me my your his her their
     our us them him will would can could should may might must not no so if then than too very just also into up out
     down over off one some any im id ive ill lets thats whos
     der die das den dem des ein eine einen einem einer und oder von vom zu zum zur im am auf mit fur ist sind ich du er
     sie wir mir mich dir nicht wie was wo
-    le la les l un une des du de d et ou a au aux en sur pour avec est sont je tu il elle nous on qui que ce cette mon ma
+    le la les l un une des du de d et ou a au aux en sur pour avec est sont je tu il elle nous on qui que ce cette
+    mon ma
     el los las lo una unos unas y o del al con por para es son yo mi me te se que
     os as um uma e da do dos das no na nos nas em com por para eu meu minha
     ka ki ke ko se mein me hai hain ho aur ek ye yeh wo woh mera meri hum tum
     de shi le ge zhe na
-    """.split()
+    """)
 )
 
 

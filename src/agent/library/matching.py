@@ -93,7 +93,8 @@ def word_similarity(asked: Sequence[str], known: Sequence[str]) -> Matrix:
 
 def _sharpen(similarity: Matrix) -> Matrix:
     """What is less than half alike explains nothing."""
-    return np.clip((similarity - 0.45) / 0.5, 0.0, 1.0)
+    out: Matrix = np.clip((similarity - 0.45) / 0.5, 0.0, 1.0)
+    return out
 
 
 def measure(

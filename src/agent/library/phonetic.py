@@ -12,6 +12,11 @@ from typing import Final
 
 from anyascii import anyascii
 
+
+def _list(text: str) -> list[str]:
+    return text.split()
+
+
 # The Indic blocks of Unicode (Devanagari to Malayalam) share one layout: the offset in the block names the letter.
 _INDIC_START: Final = 0x0900
 _INDIC_END: Final = 0x0D80
@@ -20,12 +25,12 @@ _NUKTA: Final = 0x3C
 _CONSONANTS: Final = dict(
     zip(
         range(0x15, 0x3A),
-        "k kh g gh n ch chh j jh n t th d dh n t th d dh n n p ph b bh m y r r l l zh v sh sh s h".split(),
+        _list("k kh g gh n ch chh j jh n t th d dh n t th d dh n n p ph b bh m y r r l l zh v sh sh s h"),
         strict=True,
     )
 )
-_VOWELS: Final = dict(zip(range(0x05, 0x15), "a a i i u u ri li e e e ai o o o au".split(), strict=True))
-_SIGNS: Final = dict(zip(range(0x3E, 0x4D), "a i i u u ri ri e e e ai o o o au".split(), strict=True))
+_VOWELS: Final = dict(zip(range(0x05, 0x15), _list("a a i i u u ri li e e e ai o o o au"), strict=True))
+_SIGNS: Final = dict(zip(range(0x3E, 0x4D), _list("a i i u u ri ri e e e ai o o o au"), strict=True))
 _OTHERS: Final = {0x01: "n", 0x02: "n", 0x03: "h", 0x70: "n"} | {
     0x7A + place: letter for place, letter in enumerate("nnrllk")
 }

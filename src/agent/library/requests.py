@@ -1,4 +1,4 @@
-"""What a child's sentence asks for: the words that name a title, a language or category, or just any one, another one."""
+"""What a child's sentence asks for: words that name a title, a language or category, or just any one, another one."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _ASKING: Final = _ENGLISH_ASKING | _words(
     " ఇంకొక ఏదైనా ప్లే చెయ్యి చేయండి",
     "தயவுசெய்து எனக்கு எங்களுக்கு பாட்டு பாட்டை பாடல் பாடலை பாடு பாடுங்கள் போடு போடுங்கள் கேட்கணும் கேட்க வேண்டும் கதை கதையை சொல்லு"
     " சொல்லுங்கள் ஒரு வேறு இன்னொரு ஏதாவது",
-    "bitte spiel spiele spielen spielst kannst könntest du mir uns mal ich möchte will würde gerne gern hören sing singe"
-    " erzähl erzähle erzählen lies vor mach an das die der den ein eine lied lieder liedchen musik geschichte"
+    "bitte spiel spiele spielen spielst kannst könntest du mir uns mal ich möchte will würde gerne gern hören sing"
+    " singe erzähl erzähle erzählen lies vor mach an das die der den ein eine lied lieder liedchen musik geschichte"
     " geschichten märchen von vom über noch eins einen anderes andere nächste nächstes irgendein irgendwas etwas",
     "s'il te plaît plait peux tu pourrais joue jouer joues mets mettre chante chanter raconte raconter moi nous je veux"
     " voudrais aimerais écouter entendre la le l' les une un chanson chansons comptine musique histoire histoires conte"
     " de du des d' sur qui s'appelle encore autre suivante suivant quelque chose n'importe quoi quelle",
-    "por favor puedes podrías pon ponme toca tócame reproduce canta cántame cuenta cuéntame quiero quisiera escuchar oír"
-    " la el los las un una canción canciones música cuento cuentos historia de del sobre que se llama otra otro siguiente"
-    " algo cualquier alguna",
-    "por favor pode podes poderia toca tocar toque põe coloca cante cantar conta contar conte quero queria gostaria ouvir"
-    " escutar a o uma um música músicas canção canções história histórias conto de do da sobre que se chama outra outro"
-    " próxima próximo mais alguma qualquer",
+    "por favor puedes podrías pon ponme toca tócame reproduce canta cántame cuenta cuéntame quiero quisiera escuchar"
+    " oír la el los las un una canción canciones música cuento cuentos historia de del sobre que se llama otra otro"
+    " siguiente algo cualquier alguna",
+    "por favor pode podes poderia toca tocar toque põe coloca cante cantar conta contar conte quero queria gostaria"
+    " ouvir escutar a o uma um música músicas canção canções história histórias conto de do da sobre que se chama outra"
+    " outro próxima próximo mais alguma qualquer",
 )
 _ANOTHER: Final = _words(
     "another other different else next new",
@@ -218,8 +218,6 @@ def understand(text: str, sections: Sections) -> Request:
         if before and before[-1] in _PREPOSITIONS:
             before = before[:-1]
         rest = (*before, *words[end:])
-        if cjk:
-            rest = fold(_without_cjk_asking("".join(rest))) if not rest else rest
     trimmed = _trim(rest)
     leftover = tuple(word for word in trimmed if not asking(word))
     if (not leftover and not _names_behind(rest)) or (cjk and leftover in {("shou",), ("ge",)}):

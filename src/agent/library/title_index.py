@@ -1,4 +1,4 @@
-"""The words of a catalogue in flat arrays: one buffer that is written once, mapped by every process and never parsed."""
+"""The words of a catalogue in flat arrays: one buffer, written once, mapped by every process and never parsed."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class Words:
     def __init__(self, arrays: dict[str, NDArray[np.generic]], meta: dict[str, object]) -> None:
         self._arrays = arrays
         self._meta = meta
-        self.ids = self._ints("ids", np.int64)
-        self.section_of = self._ints("section_of", np.int32)
-        self.form_row = self._ints("form_row", np.int32)
+        self.ids: NDArray[np.int64] = arrays["ids"].view(np.int64)
+        self.section_of: Ints = arrays["section_of"].view(np.int32)
+        self.form_row: Ints = arrays["form_row"].view(np.int32)
         self.titles = self._texts("titles")
         self.forms = self._texts("forms")
         self.tags = self._texts("tags")
@@ -95,17 +95,14 @@ class Words:
         self.char_grams = self._postings("char_grams")
         self.sound_grams = self._postings("sound_grams")
         self.stems = self._postings("stems")
-        self.char_norm = self._ints("char_norm", np.float32)
-        self.sound_norm = self._ints("sound_norm", np.float32)
+        self.char_norm: NDArray[np.float32] = arrays["char_norm"].view(np.float32)
+        self.sound_norm: NDArray[np.float32] = arrays["sound_norm"].view(np.float32)
         sections = meta["sections"]
         aliases = meta["aliases"]
         assert isinstance(sections, list)
         assert isinstance(aliases, dict)
         self.sections: tuple[str, ...] = tuple(sections)
         self.names_of_sections = Sections(aliases)
-
-    def _ints(self, name: str, kind: type[np.generic]) -> NDArray[np.generic]:
-        return self._arrays[name].view(kind)
 
     def _texts(self, name: str) -> Texts:
         return Texts(self._arrays[name + ".blob"].view(np.uint8), self._arrays[name + ".starts"].view(np.int32))
@@ -196,7 +193,7 @@ def pack(titles: Sequence[Title]) -> bytes:
         arrays[name + ".items"] = postings.items
         if name.endswith("_grams"):
             arrays[name.removesuffix("grams") + "norm"] = _norms(postings, len(forms))
-    meta = {"sections": sections, "aliases": Sections.of(sections).aliases}
+    meta: dict[str, object] = {"sections": sections, "aliases": Sections.of(sections).aliases}
     return _join(arrays, meta)
 
 

@@ -55,5 +55,16 @@ def confined(filename: str) -> bool:
 
 
 def embedded_text(title: Title) -> str:
-    """What of a title its vector is made from: every name it has, then its keywords."""
-    return ". ".join((*title.names, ", ".join(title.keywords))).strip(". ")
+    """What of a title its vector is made from: a sentence of what it is about, then its names.
+
+    Vectors are there for descriptions; names are found by their letters and sounds. So the keywords come first, and
+    names in a script that the usual model reads letter by letter are left out where there are others.
+    """
+    names = [name for name in title.names if _is_latin(name)] or list(title.names)
+    about = ", ".join([word for word in title.keywords if _is_latin(word)] or title.keywords)
+    kind = "song" if title.kind == "music" else "story"
+    return f"A {kind} about {about}: {'. '.join(names)}" if about else f"A {kind}: {'. '.join(names)}"
+
+
+def _is_latin(text: str) -> bool:
+    return all(ord(char) < 0x250 or not char.isalpha() for char in text)

@@ -1,0 +1,311 @@
+"""Fit the two rules of `agent.library.decision` on the development split and write ranking.json.
+
+The report split is never looked at. What is learnt from: the development requests; the same with their title taken out
+of the catalogue, which must then be refused; generated near misses (a word of a name replaced), partial, misspelt and
+exact requests for development titles. Needs scikit-learn, which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import agent.library
+from agent.library import model_files
+from agent.library.decision import (
+    DIRECTIONS,
+    INPUTS,
+    JUDGED,
+    Node,
+    accept_inputs,
+    expand,
+    rank_inputs,
+    ranked,
+)
+from agent.library.embedding import Embedder
+from agent.library.lexical import FUNCTION_WORDS, content_words, fold
+from agent.library.matching import FEATURES, Rows
+from agent.library.requests import Request, understand
+from agent.library.titles import Kind
+from agent.settings import load_settings
+from sandbox.library_evaluation import (
+    Case,
+    carried,
+    cases,
+    catalogue,
+    misspell,
+    partial_name,
+    seeded,
+    split_of,
+)
+from sandbox.library_trial import Embeddings, Trial, trials
+
+Floats = NDArray[np.float64]
+FOLDS = 5
+TREES, LEAVES, RATE = 160, 6, 0.06
+SIZES = (0, 3000)
+# What one example counts: development requests most, those made by rule less.
+WEIGHTS = {
+    "present": 1.0, "absent": 2.0, "removed": 0.3, "exact name": 0.3, "near": 0.5, "rule": 0.25, "no vectors": 0.2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request measured against a catalogue: `target` is the row that is meant, None if it is not there."""
+
+    case: Case
+    wanted: Request
+    rows: Rows
+    target: int | None
+    exact: bool
+    trial: Trial
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One input of the accepting rule, whether that candidate was meant, and what the example counts."""
+
+    inputs: list[float]
+    right: bool
+    weight: float
+
+
+def measured(of: Iterable[Case], by_kind: dict[Kind, Trial], source: str, *, dense: bool = True) -> Iterator[Example]:
+    """Measure requests for named titles; those for any title or section have nothing to learn from."""
+    rows_of = {kind: {title.title: row for row, title in enumerate(trial.titles)} for kind, trial in by_kind.items()}
+    for case in of:
+        trial = by_kind[case.kind]
+        wanted = understand(case.text, trial.index.words.names_of_sections)
+        if wanted.wish != "named":
+            continue
+        exact = trial.index.exact(wanted, case.text, wanted.section)
+        if case.title is None and exact is not None:
+            continue
+        embed, near = (trial.embed, trial.dense) if dense else (None, None)
+        rows = trial.index.measured(wanted, wanted.section, embed, near)
+        if rows is not None:
+            target = rows_of[case.kind][case.title] if case.title else None
+            yield Example(case, wanted, rows, target, exact is not None, trial, source)
+
+
+def near_misses() -> Iterator[Case]:
+    """Names of development titles with one or two of their words replaced by others."""
+    titles = [title for title in catalogue() if split_of(title.title) == "development"]
+    others = sorted({word for title in titles for word in title.keywords if word.isascii() and word.isalpha()})
+    for title in titles:
+        for number in range(2):
+            rng = seeded(f"near {number} {title.title}")
+            names = [name for name in title.names[:2] if name.isascii() and len(content_words(fold(name))) > 1]
+            words = rng.choice(names).split() if names else []
+            places = [
+                place
+                for place, word in enumerate(words)
+                if len(word) > 2 and fold(word) and fold(word)[0] not in FUNCTION_WORDS
+            ]
+            if len(places) < 2:
+                continue
+            for place in rng.sample(places, 2 if len(places) > 3 and rng.random() < 0.4 else 1):
+                words[place] = rng.choice(others).title()
+            yield Case("near", title.kind, carried(title, " ".join(words), rng), None, "development")
+
+
+def by_rule() -> Iterator[Case]:
+    """More exact, partial and misspelt requests for development titles, some with their language named."""
+    titles = catalogue()
+    for title in titles:
+        if split_of(title.title) != "development":
+            continue
+        for number in range(2):
+            rng = seeded(f"rule {number} {title.title}")
+            name = rng.choice(title.names).lower()
+            part = partial_name(title, titles, rng)
+            latin = [name for name in title.names if name.isascii() and len(name) > 6][:2]
+            wrong = misspell(rng.choice(latin).lower(), rng) if latin else None
+            for group, text in (("exact", name), ("partial", part), ("misspelt", wrong)):
+                if text:
+                    said = carried(title, text, rng)
+                    if title.kind == "music" and rng.random() < 0.15:
+                        said = f"{said} in {title.section}"
+                    yield Case(group, title.kind, said, title.title, "development")  # type: ignore[arg-type]
+
+
+def fit_rank(examples: Sequence[Example], *, rounds: int = 4, penalty: float = 0.0002) -> Floats:
+    """The ranking rule: softmax over the titles of a request, each by its best name, refined in rounds."""
+    useful = [item for item in examples if item.target is not None and (item.rows.title == item.target).any()]
+    inputs = [expand(item.rows.features).astype(np.float64) for item in useful]
+    rule = np.zeros(inputs[0].shape[1])
+    rule[: len(FEATURES)] = 2.0
+    for _ in range(rounds):
+        chosen: list[tuple[Floats, int, float]] = []
+        for item, values in zip(useful, inputs, strict=True):
+            order = np.argsort(-(values @ rule), kind="stable")
+            _, first = np.unique(item.rows.title[order], return_index=True)
+            best = order[first]
+            place = int(np.flatnonzero(item.rows.title[best] == item.target)[0])
+            chosen.append((values[best], place, WEIGHTS[item.source]))
+        total = sum(weight for _, _, weight in chosen)
+        mean, square = np.zeros_like(rule), np.zeros_like(rule)
+        for step in range(1, 201):
+            slope = penalty * rule * total
+            for values, place, weight in chosen:
+                score = values @ rule
+                chance = np.exp(score - score.max())
+                slope += weight * (values.T @ (chance / chance.sum()) - values[place])
+            slope /= total
+            mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope**2
+            rule -= 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
+    return rule
+
+
+def judge(examples: Sequence[Example], rule: Floats) -> Iterator[Judged]:
+    """The first candidates of every request, and the first one left when the title is taken out of the catalogue."""
+    for item in examples:
+        words = item.trial.index.words
+        scored = ranked(item.rows, rule)
+        weight = WEIGHTS["exact name" if item.exact else item.source]
+        for place in range(min(3, len(scored))):
+            right = item.target is not None and scored[place].row == item.target
+            if place == 0 or item.target is not None:
+                share = weight if place == 0 or right else weight / 4
+                yield Judged(accept_inputs(words, item.wanted, scored, place), right, share)
+        if item.target is not None and item.source == "present":
+            without = [other for other in scored if other.row != item.target]
+            if without:
+                yield Judged(accept_inputs(words, item.wanted, without, 0), False, WEIGHTS["removed"])
+
+
+def fit_accept(items: Sequence[Judged]) -> Any:
+    """The accepting rule: monotone boosted trees."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-not-found]
+
+    return HistGradientBoostingClassifier(
+        max_iter=TREES,
+        max_leaf_nodes=LEAVES,
+        learning_rate=RATE,
+        l2_regularization=1.0,
+        min_samples_leaf=12,
+        monotonic_cst=list(DIRECTIONS),
+        early_stopping=False,
+        random_state=1,
+    ).fit(
+        np.array([item.inputs for item in items]),
+        np.array([item.right for item in items]),
+        sample_weight=np.array([item.weight for item in items]),
+    )
+
+
+def trees_of(fitted: Any) -> list[list[Node]]:
+    """The trees as `decision.Model` reads them."""
+    out: list[list[Node]] = []
+    for (predictor,) in fitted._predictors:
+        out.append(
+            [
+                (round(float(node["value"]), 5),)
+                if node["is_leaf"]
+                else (
+                    int(node["feature_idx"]),
+                    round(float(node["num_threshold"]), 6),
+                    int(node["left"]),
+                    int(node["right"]),
+                )
+                for node in predictor.nodes
+            ]
+        )
+    return out
+
+
+def _fold_of(case: Case) -> int:
+    return hashlib.md5((case.title or case.text).encode()).digest()[0] % FOLDS
+
+
+def judged_out_of_fold(examples: Sequence[Example]) -> list[tuple[Example, bool, float]]:
+    """Development requests, whether the candidate put first was meant, and its chance; the rules that say so were
+    fitted without the request's title."""
+    out: list[tuple[Example, bool, float]] = []
+    for held in range(FOLDS):
+        others = [item for item in examples if _fold_of(item.case) != held]
+        rule = fit_rank(others)
+        accept = fit_accept(list(judge(others, rule)))
+        for item in examples:
+            if _fold_of(item.case) != held or item.source not in {"present", "absent"}:
+                continue
+            scored = ranked(item.rows, rule)
+            inputs = [
+                accept_inputs(item.trial.index.words, item.wanted, scored, n) for n in range(min(JUDGED, len(scored)))
+            ]
+            chances = accept.predict_proba(np.array(inputs))[:, 1]
+            best = int(np.argmax(chances))
+            out.append((item, scored[best].row == item.target, float(chances[best])))
+    return out
+
+
+def outcomes(judged: Sequence[tuple[Example, bool, float]], threshold: float) -> dict[str, tuple[float, float, float]]:
+    """By group: shares refused, played right, and played wrong."""
+    counts: dict[str, list[int]] = {}
+    for item, right, chance in judged:
+        plays = item.exact or chance >= threshold
+        for group in (item.case.group, "all it has" if item.case.title else "all it lacks"):
+            count = counts.setdefault(group, [0, 0, 0])
+            count[0 if not plays else 1 if right or item.exact else 2] += 1
+    return {
+        group: (round(a / (a + b + c), 3), round(b / (a + b + c), 3), round(c / (a + b + c), 3))
+        for group, (a, b, c) in counts.items()
+    }
+
+
+def main() -> None:
+    """Fit, print what cross-validation on the development split says, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(agent.library.__file__).with_name("ranking.json"))
+    parser.add_argument("--threshold", type=float, default=0.3, help="chance from which a title plays")
+    parser.add_argument("--quick", action="store_true", help="without cross-validation")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    embeddings = Embeddings(Embedder(model_files.find(load_settings())))
+    own = [case for case in cases() if case.split == "development"]
+    examples: list[Example] = []
+    for size in SIZES:
+        by_kind = trials(embeddings, size)
+        examples += measured([case for case in own if case.title], by_kind, "present")
+        examples += measured([case for case in own if not case.title], by_kind, "absent")
+        if size == SIZES[0]:
+            examples += measured(near_misses(), by_kind, "near")
+            examples += [item for item in measured(by_rule(), by_kind, "rule") if not item.exact]
+            examples += measured(own, by_kind, "no vectors", dense=False)
+    print(f"{len(examples)} examples in {time.perf_counter() - started:.0f} s", flush=True)
+    if not arguments.quick:
+        judged = judged_out_of_fold(examples)
+        for threshold in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
+            print(threshold, outcomes(judged, threshold), flush=True)
+    rule = fit_rank(examples)
+    fitted = fit_accept(list(judge(examples, rule)))
+    digest = hashlib.sha256()
+    for name in ("library_catalogue.csv", "library_phrases.csv", "library_heard.json"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    stored = {
+        "made_by": "python -m sandbox.library_fit",
+        "from": f"development split, {len(examples)} examples, data {digest.hexdigest()[:12]}",
+        "threshold": arguments.threshold,
+        "bias": round(float(fitted._baseline_prediction.ravel()[0]), 5),
+        "rank": {name: round(float(value), 4) for name, value in zip(rank_inputs(), rule, strict=True)},
+        "inputs": list(INPUTS),
+    }
+    head = json.dumps(stored, indent=1)[:-2]
+    trees = ",\n".join("  " + json.dumps(tree, separators=(",", ":")) for tree in trees_of(fitted))
+    arguments.out.write_text(f'{head},\n "trees": [\n{trees}\n ]\n}}\n', encoding="utf-8")
+    print(f"wrote {arguments.out} after {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
