@@ -20,6 +20,8 @@ from agent.telemetry.hub import MetricsHub
 
 _ROOMS_PER_CORE = 10
 _MB_PER_ROOM = 100
+LOAD_TARGET: Final = 0.6
+"""Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
 WARM_GRACE_S: Final = 10.0
 """For so long no process may be warm before rooms are sent elsewhere: a burst takes them all for a moment."""
 
@@ -69,9 +71,12 @@ class WorkerState:
         }
 
     def load(self) -> float:
-        """Share of the capacity in use, 0 to 1: what LiveKit compares workers by. Asked twice a second."""
+        """What LiveKit compares workers by, from 0; 1 when no more room fits. Asked twice a second.
+
+        Below LOAD_TARGET as long as one fits: from there on LiveKit's server offers a worker no room at all.
+        """
         _ = self.warm  # so that readiness knows when one was last warm, however seldom it is asked
-        return min(self.active / self.capacity, 1.0)
+        return LOAD_TARGET * self.active / (self.capacity + 1) if self.has_room() else 1.0
 
     def has_room(self) -> bool:
         """Whether one more visit fits."""

@@ -20,6 +20,7 @@ from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(180)
 VISITS = 10
+ROOMS = 4
 
 
 async def metrics(world: World) -> Samples:
@@ -87,22 +88,20 @@ async def test_metrics_add_up_to_what_the_devices_counted_also_for_a_killed_proc
     assert not [name for name in files(world.folder / "state" / "run") if name.startswith("metrics")]
 
 
-async def test_refusals_are_counted_by_reason_and_a_full_worker_says_so(start_world: StartWorld) -> None:
-    world = await start_world(env={"MAX_ROOMS": "1"})
+async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_world: StartWorld) -> None:
+    world = await start_world(env={"MAX_ROOMS": str(ROOMS)})
     stranger = world.device(room="a-room-without-a-device")
     await stranger.join()
-    async with world.device() as first:
-        await first.wait_for_sound(timeout=20)
-        second = world.device()
-        await second.join()
-        await world.worker.wait_until(
-            lambda: len(world.worker.events("room refused")) >= 2, timeout=20, what="two refusals"
-        )
+    await world.worker.wait_for_line(lambda line: line.event == "room refused", timeout=20)
+    assert total(await metrics(world), "toy_refused_total", reason="identity") == 1
+    # Every room that fits is served, one after the other up to the last: the server sends none to a loaded worker.
+    for number in range(1, ROOMS + 1):
+        device = world.device()
+        await device.join()
+        await device.wait_for_sound(timeout=20)
         samples = await metrics(world)
-        assert total(samples, "toy_refused_total", reason="identity") == 1
-        assert total(samples, "toy_refused_total", reason="full") >= 1
-        assert total(samples, "toy_utilisation_ratio") == 1
-    await finished(world, 1)
+        assert total(samples, "toy_visits_active") == number
+        assert total(samples, "toy_utilisation_ratio") == number / ROOMS
 
 
 async def test_a_real_prometheus_scrapes_a_running_worker(start_world: StartWorld, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from telemetry_support import scrape, total, until
 
-from agent.health import WARM_GRACE_S, WorkerState
+from agent.health import LOAD_TARGET, WARM_GRACE_S, WorkerState
 from agent.outbox.items import OutboxStats
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
@@ -79,6 +79,17 @@ async def test_ready_needs_a_warm_process_and_forgives_a_burst(tmp_path: Path) -
 async def test_a_worker_without_a_pool_of_warm_processes_is_ready_without_one(tmp_path: Path) -> None:
     state, _ = _state(tmp_path, Clock(), num_idle_processes=0)
     assert state.readiness()[0] is True
+
+
+@pytest.mark.parametrize(("rooms", "load"), [(0, 0.0), (3, None), (4, 1.0), (5, 1.0)])
+async def test_a_worker_with_room_stays_below_the_load_at_which_the_server_sends_none(
+    tmp_path: Path, rooms: int, load: float | None
+) -> None:
+    state, server = _state(tmp_path, Clock())
+    server.active_jobs = ["job"] * rooms
+    assert state.load() == load or (load is None and 0 < state.load() < LOAD_TARGET)
+    state.draining = True
+    assert state.load() == 1.0
 
 
 async def test_the_workers_gauges_are_those_of_its_state(tmp_path: Path) -> None:
