@@ -157,7 +157,7 @@ async def truth(count: int, at_once: int) -> dict[str, Any]:
     A device that no agent came to is nobody's visit: LiveKit had found no worker for it.
     """
     heard = met = 0
-    async with World(warm=IDLE + 1, env={"MAX_ROOMS": str(at_once * 3)}) as world:
+    async with World(warm=IDLE + 1, env={"MAX_ROOMS": str(at_once * 10)}) as world:
         waiting = asyncio.Semaphore(at_once)
         with Progress() as progress:
             task = progress.add_task("visits", total=count)
