@@ -28,6 +28,8 @@ LOUD = 328
 """Absolute int16 value from which a sample counts as sound: one per cent of full scale, -40 dBFS. Above the noise Opus
 makes of silence (a few units), far below speech."""
 _MIC_FRAME = MIC_RATE // 25  # 40 ms
+# Every room of a process is told of every frame of every other: silence goes out in fewer.
+_MIC_SILENCE = 4 * _MIC_FRAME
 
 
 class DeviceTimeout(TimeoutError):
@@ -229,8 +231,8 @@ class Device:
     async def _open_microphone(self, room: rtc.Room) -> None:
         # The queue is longer than what is ever in it: a full one makes the SDK wait, which is costly with many devices.
         self._source = rtc.AudioSource(MIC_RATE, 1, queue_size_ms=400)
-        track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
+        track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         await room.local_participant.publish_track(track, options)
         self._spawn(self._pump_microphone(self._source), "microphone")
 
@@ -297,19 +299,18 @@ class Device:
         await self.send(message)
 
     async def _pump_microphone(self, source: rtc.AudioSource) -> None:
-        silence = np.zeros(_MIC_FRAME, np.int16)
+        silence = np.zeros(_MIC_SILENCE, np.int16)
         due = time.monotonic()
         while True:
             samples = silence
             if self._speech.size:
                 part, rest = self._speech[:_MIC_FRAME], self._speech[_MIC_FRAME:]
-                samples = np.concatenate([part, silence[part.size :]])
+                samples = np.concatenate([part, silence[: _MIC_FRAME - part.size]])
                 self._speech = rest
                 if not rest.size:
                     self._notify()
-            frame = rtc.AudioFrame(samples.tobytes(), MIC_RATE, 1, _MIC_FRAME)
-            await source.capture_frame(frame)
-            due += _MIC_FRAME / MIC_RATE
+            await source.capture_frame(rtc.AudioFrame(samples.tobytes(), MIC_RATE, 1, samples.size))
+            due += samples.size / MIC_RATE
             behind = time.monotonic() - due
             if behind > 0.2:  # a stalled loop must not be followed by a burst the queue cannot take
                 due += behind
