@@ -82,7 +82,9 @@ class Embedder:
         return self._run(self._files.document_prefix + text)
 
     def _run(self, text: str) -> Vector:
-        encoded = self._tokenizer.encode(text[:_MAX_CHARACTERS])
+        encoded = self._tokenizer.encode(
+            text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
+        )  # no lone surrogates
         feeds = {
             "input_ids": np.array([encoded.ids], np.int64),
             "attention_mask": np.array([encoded.attention_mask], np.int64),

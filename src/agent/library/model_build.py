@@ -111,6 +111,7 @@ def build_minilm(weights_dir: Path, output: Path, precision: Precision = "int8")
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
         raise ModelFileError(
@@ -126,7 +127,7 @@ def build_minilm(weights_dir: Path, output: Path, precision: Precision = "int8")
         }
         graph = _Graph(weights, precision)
         _encoder(graph, config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelFileError(f"not the weights of a BERT sentence model: {type(error).__name__}: {error}") from error
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])

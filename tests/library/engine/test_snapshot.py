@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_catalogue import SONGS, song
+from small_catalogue import SONGS
 
 from agent.errors import LibraryError
 from agent.library.embedding import Vector
 from agent.library.snapshot import Snapshot, SnapshotMeta, SnapshotStore
 from agent.library.titles import Title
-
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 def vectors(count: int, seed: int = 0) -> Vector:
@@ -140,62 +140,44 @@ def test_sections_filter_and_unknown_ones_find_nothing(store: SnapshotStore) -> 
     assert snapshot.search(vector, 0) == []
 
 
-def _write_for_ever(root: str, ready: Connection) -> None:
-    store = SnapshotStore(Path(root), "music")
-    seed = 0
-    while True:
-        seed += 1
-        write(store, [song(f"Song {number} of {seed}") for number in range(50)], seed)
-        if seed == 3:
-            ready.send(True)
+def other_process(command: str, root: Path) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("other_process.py")
+    return subprocess.Popen([sys.executable, str(script), command, str(root)], stdout=subprocess.PIPE, text=True)
 
 
-def _read_much(root: str, results: Connection) -> None:
-    """Follow the link until it was seen to change 15 times; every version must be whole and of one load."""
-    store = SnapshotStore(Path(root), "music")
-    seen: set[str] = set()
-    while len(seen) < 15:
-        snapshot = opened(store)
-        loads = {title.title.rpartition(" ")[2] for title in snapshot.titles()}
-        if len(loads) != 1 or len(snapshot.search(vectors(1)[0], 50)) != 50:
-            results.send(f"half a load: {loads}")
-            return
-        seen.add(snapshot.meta.version)
-    results.send("whole")
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
-@pytest.mark.timeout(180)
-def test_readers_in_several_processes_never_see_half_a_load(tmp_path: Path) -> None:
-    root = str(tmp_path / "library")
-    ready, ready_there = _SPAWN.Pipe(duplex=False)
-    writer = _SPAWN.Process(target=_write_for_ever, args=(root, ready_there), daemon=True)
-    writer.start()
+@contextmanager
+def writing(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes one version after the other; it has written three when the context begins."""
+    writer = other_process("write", root)
     try:
-        assert ready.poll(60)
-        pipes = [_SPAWN.Pipe(duplex=False) for _ in range(2)]
-        readers = [_SPAWN.Process(target=_read_much, args=(root, there), daemon=True) for _, there in pipes]
-        for reader in readers:
-            reader.start()
-        for (here, _), reader in zip(pipes, readers, strict=True):
-            assert here.poll(120)
-            assert here.recv() == "whole"
-            reader.join()
+        assert [said(writer) for _ in range(3)] == ["1", "2", "3"]
+        yield writer
     finally:
         writer.kill()
-        writer.join()
+        writer.communicate()
 
 
-@pytest.mark.parametrize("after_ms", [0, 3, 11, 29])
-def test_a_killed_writer_leaves_a_library_that_opens_and_can_be_written(tmp_path: Path, after_ms: int) -> None:
+@pytest.mark.timeout(240)
+def test_readers_in_several_processes_never_see_half_a_load(tmp_path: Path) -> None:
     root = tmp_path / "library"
-    ready, ready_there = _SPAWN.Pipe(duplex=False)
-    writer = _SPAWN.Process(target=_write_for_ever, args=(str(root), ready_there), daemon=True)
-    writer.start()
-    assert ready.poll(60)
-    writer.join(after_ms / 1000)  # not a wait for anything: where in its work the writer is killed
-    assert writer.pid is not None
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
+    with writing(root) as writer:
+        readers = [other_process("read", root) for _ in range(2)]
+        threading.Thread(target=lambda: all(iter(lambda: said(writer), "")), daemon=True).start()  # empties its pipe
+        assert [reader.communicate(timeout=200)[0].strip() for reader in readers] == ["whole", "whole"]
+
+
+@pytest.mark.parametrize("after_lines", [0, 1, 2, 3])
+def test_a_killed_writer_leaves_a_library_that_opens_and_can_be_written(tmp_path: Path, after_lines: int) -> None:
+    root = tmp_path / "library"
+    with writing(root) as writer:
+        for _ in range(after_lines):
+            said(writer)
+        writer.send_signal(signal.SIGKILL)
     store = SnapshotStore(root, "music")
     assert len(opened(store).titles()) == 50
     assert opened(store).meta.version == store.current()
