@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -72,6 +73,14 @@ def _reachable(value: str) -> str:
         raise ValueError("must have a host, and a port from 1 to 65535 if any")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not carry a user name or password")
+    return value
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("is no time zone of the IANA database") from None
     return value
 
 
@@ -229,6 +238,8 @@ class Settings(BaseSettings):
     """LiveKit Cloud noise cancellation; needs its package."""
     background_audio: bool = Field(default=False, examples=["false"])
     """Background and thinking sounds."""
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(default="UTC", examples=["Asia/Kolkata"])
+    """Time zone in which the child is told the time, where its device names none (`time_zone` of its attributes)."""
     resume_window: float = Field(default=300.0, ge=0, le=86400, examples=["300"])
     """A device that returns within this many seconds finds its conversation."""
     mcp_servers: Words = Field(default=(), examples=["http://mcp:9000/mcp"])

@@ -7,13 +7,17 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property, partial
+from typing import Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
 from livekit import rtc
 from livekit.agents import JobContext
 from livekit.agents.utils.aio import cancel_and_wait
+from livekit.api import TwirpError
 
 from agent.briefing.desk import BriefingDesk
 from agent.briefing.mem0_process import open_memory
@@ -23,12 +27,21 @@ from agent.briefing.prompt import Prompt, PromptWriter
 from agent.conversation.conversation import Conversation, Scene
 from agent.conversation.ear import Ear
 from agent.conversation.history import ChatHistory
+from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
 from agent.conversation.resume import Resumed, ResumeKeeper, ResumeStore, Snapshot
+from agent.conversation.tools import Toolbox
 from agent.device.identity import identify_room
 from agent.device.link import DeviceLink
-from agent.device.messages import AbortPlayback, CleanupRequest, EndPrompt, speech_created
+from agent.device.messages import (
+    AbortPlayback,
+    CleanupRequest,
+    EndPrompt,
+    PlayMusic,
+    PlayStory,
+    speech_created,
+)
 from agent.errors import AllProvidersFailed, ResumeError
 from agent.greeting.bank import Greeting
 from agent.outbox.sqlite import outbox_store
@@ -44,7 +57,8 @@ from agent.values import device_key
 
 log = structlog.get_logger(__name__)
 
-_LEFT_FOR_GOOD = frozenset(
+_HANG_UP_DEADLINE: Final = 3.0
+_LEFT_FOR_GOOD: Final = frozenset(
     {
         rtc.DisconnectReason.CLIENT_INITIATED,
         rtc.DisconnectReason.ROOM_DELETED,
@@ -81,6 +95,7 @@ class Visit:
         self.greeting: Greeting | None = None
         self.greeted = asyncio.Event()
         self.conversation: Conversation | None = None
+        self.playback: Playback | None = None
         self.providers: Providers | None = None
         self.recollection: Recollection | None = None
         self.resumed: Resumed | None = None
@@ -163,6 +178,7 @@ class Visit:
     async def converse(self) -> None:
         """Bring the conversation up behind the greeting."""
         assert self._fetching is not None
+        playback = self.playback = self._open_playback()
         outbox = OutboxWriter(outbox_store(self.settings))
         self._stack.push_async_callback(outbox.aclose)
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
@@ -180,6 +196,7 @@ class Visit:
             self.presence,
             self.ear,
             self.speaker,
+            playback,
             history,
             self.providers,
             self.kit.shared.vad,
@@ -195,16 +212,19 @@ class Visit:
             self._write_prompt(briefing, memories or (), language),
             greeting=self.greeting,
             earlier=earlier,
+            tools=self._toolbox(playback, language).tools,
             recollection=self.recollection,
         )
         keeper = ResumeKeeper(self._resume_store(), self.device.mac, self._snapshot)
         keeper.start()
         conversation.session.on("conversation_item_added", lambda _: keeper.changed())
+        playback.on_change = keeper.changed
         self._stack.push_async_callback(keeper.aclose)
         self.timeline.mark("session_ready")
         self.usage.budget.on_exhausted = self._on_budget_exhausted
         self.usage.budget.check()
         self.spawn(self._report_greeting(), "greeting report")
+        self.spawn(self._play_on(playback), "media after the greeting")
 
     async def aclose(self) -> None:
         """Persist, then close everything in reverse order."""
@@ -263,6 +283,50 @@ class Visit:
         self.recollection = Recollection(memory, user_id(self.device.mac), deadline_ms=self.settings.mem0_deadline_ms)
         self._stack.push_async_callback(self.recollection.aclose)
 
+    def _open_playback(self) -> Playback:
+        playback = Playback(
+            self.settings,
+            library=self.kit.shared.library,
+            link=self.link,
+            speaker=self.speaker,
+            spawn=self.spawn,
+            sorry=self._say_recorded,
+        )
+        self._stack.push_async_callback(playback.aclose)
+        self.spawn(playback.warm(), "media connection")
+        self.link.on(PlayMusic, lambda wish: playback.play_wish("music", wish.song_name or "", wish.language))
+        self.link.on(PlayStory, lambda wish: playback.play_wish("story", wish.story_name or "", wish.category))
+        return playback
+
+    def _toolbox(self, playback: Playback, language: str | None) -> Toolbox:
+        async def switch(mode: str) -> None:
+            template = await self.desk.update_mode(mode)
+            assert self.briefing is not None
+            self.briefing = replace(self.briefing, prompt=template)
+            if self.conversation is not None:
+                await self.conversation.instruct(self._write_prompt(self.briefing, (), language))
+
+        return Toolbox(
+            playback,
+            self.link.calls,
+            zone=self.zone,
+            switch=switch,
+            goodbye=lambda: self._say_goodbye("the child said goodbye"),
+        )
+
+    async def _play_on(self, playback: Playback) -> None:
+        """Behind the greeting: what played when the device was last here, else what the room is for."""
+        await self.greeted.wait()
+        playing = self.resumed.playing if self.resumed is not None else None
+        if playing is not None and await playback.restore(playing):
+            return
+        if self.device.mode != "conversation":
+            await playback.play_any(self.device.mode, endless=True)
+
+    async def _say_recorded(self, purpose: str) -> None:
+        if self.conversation is not None:
+            await self.conversation.say_recorded(purpose)
+
     def _resume_store(self) -> ResumeStore:
         return ResumeStore(self.settings.state_dir / "resume.db", window_s=self.settings.resume_window)
 
@@ -278,11 +342,13 @@ class Visit:
 
     def _snapshot(self) -> Snapshot:
         assert self.conversation is not None
-        return Snapshot(self.conversation.context, None, greeted_returning=self.resumed is not None)
+        playing = self.playback.snapshot() if self.playback is not None else None
+        return Snapshot(self.conversation.context, playing, greeted_returning=self.resumed is not None)
 
     def _write_prompt(self, briefing: Briefing, memories: Sequence[str], language: str | None) -> Prompt:
         writer = self.kit.shared.writer or PromptWriter(token_budget=self.settings.prompt_token_budget)
-        return writer.write(briefing.prompt, briefing.child, memories, language=language)
+        now = datetime.now(self.zone)
+        return writer.write(briefing.prompt, briefing.child, memories, language=language, now=now)
 
     async def _fetch(self) -> Briefing:
         self.resumed = await asyncio.to_thread(self._find_earlier) if self.settings.resume_window else None
@@ -297,11 +363,25 @@ class Visit:
         self.timeline.mark("briefing_ready")
         return self.briefing
 
+    def _attribute(self, name: str) -> str | None:
+        participant = self.ctx.room.remote_participants.get(self.device.participant_identity)
+        return participant.attributes.get(name) if participant is not None else None
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        """The device's time zone, else the setting's."""
+        for name in (self._attribute("time_zone"), self.settings.time_zone):
+            try:
+                if name:
+                    return ZoneInfo(name)
+            except (ZoneInfoNotFoundError, ValueError, OSError):
+                self.log.warning("the device's time zone is unknown")
+        return ZoneInfo("UTC")
+
     def languages(self) -> list[str | None]:
         """Languages known by now, best first."""
-        participant = self.ctx.room.remote_participants.get(self.device.participant_identity)
         return [
-            participant.attributes.get("language") if participant is not None else None,
+            self._attribute("language"),
             _language_in(self.ctx.job.room.metadata),
             self.briefing.language if self.briefing is not None else None,
             self.known.language if self.known is not None else None,
@@ -345,12 +425,16 @@ class Visit:
     def _on_abort(self, _message: AbortPlayback) -> None:
         self.timeline.mark("aborted")
         self.speaker.stop_speech()
+        if self.playback is not None:
+            self.playback.stop()
         if self.conversation is not None:
             self.conversation.stop()
 
     async def _on_end_prompt(self, message: EndPrompt) -> None:
         self.timeline.mark("goodbye")
         self.speaker.stop_recorded()
+        if self.playback is not None:
+            self.playback.stop()
         if self.conversation is not None:
             await self.conversation.goodbye(message.prompt)
 
@@ -361,11 +445,22 @@ class Visit:
     def _on_budget_exhausted(self, scope: str) -> None:
         self.log.warning("budget is exhausted, the visit ends", scope=scope, **self.usage.report())
         meter.count("toy_budget_exhausted", scope=scope)
-        self.spawn(self._end_politely("the budget is exhausted"), "goodbye")
+        self._say_goodbye("the budget is exhausted")
+
+    def _say_goodbye(self, reason: str) -> None:
+        self.spawn(self._end_politely(reason), "goodbye")
 
     async def _end_politely(self, reason: str) -> None:
+        if self.playback is not None:
+            self.playback.stop()
         if self.conversation is not None:
             await self.conversation.goodbye(None)
+        # The device hangs up with its room: one that stayed would wait for an agent.
+        try:
+            async with asyncio.timeout(_HANG_UP_DEADLINE):
+                await self.ctx.delete_room()
+        except (TimeoutError, TwirpError, OSError) as error:
+            self.log.warning("the room cannot be closed", error=type(error).__name__)
         self.leave(reason)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
@@ -390,12 +485,22 @@ class Visit:
             if participant.disconnect_reason in _LEFT_FOR_GOOD:
                 self.leave("the device left")
             else:
+                hold_media(True)
                 self._expect_device(self.settings.device_grace, "the device did not come back")
 
         def on_came(participant: rtc.RemoteParticipant) -> None:
             if participant.identity == identity:
                 self.timeline.mark("device_came")
                 self._expect_device(None)
+                hold_media(False)
+
+        def on_quality(participant: rtc.Participant, quality: int) -> None:
+            if participant.identity == identity:
+                hold_media(quality == rtc.ConnectionQuality.QUALITY_LOST)
+
+        def hold_media(dropped: bool) -> None:
+            if self.playback is not None:
+                self.playback.dropped(dropped)
 
         def on_disconnected(*_: object) -> None:
             self.timeline.mark("disconnected")
@@ -404,6 +509,7 @@ class Visit:
         events: list[tuple[Any, Callable[..., None]]] = [
             ("participant_disconnected", on_left),
             ("participant_connected", on_came),
+            ("connection_quality_changed", on_quality),
             ("disconnected", on_disconnected),
         ]
         for event, handler in events:

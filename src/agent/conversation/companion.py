@@ -1,19 +1,25 @@
-"""The agent that a child talks to: its prompt, its tools, and memories that came too late for the first words."""
+"""The agent that a child talks to: its prompt, its tools, its voice's filter, and memories that came too late."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from typing import Any
 
-from livekit.agents import Agent
-from livekit.agents.llm import ChatContext, ChatMessage, Tool
+from livekit import rtc
+from livekit.agents import Agent, ModelSettings
+from livekit.agents.llm import ChatContext, ChatMessage, StopResponse, Tool
 
 from agent.briefing.memory import Recollection
+from agent.conversation.emotion import Emotion, split_emotion
+from agent.conversation.spoken_text import spoken_stream
 
 
 class Companion(Agent):
     """LiveKit's agent with this child's prompt as its instructions, in the system role.
 
     `recollection` is asked before each turn for memories that missed the briefing; they join once, as a system message.
+    `is_control` tells whether words of the child are a control word that has been obeyed: they get no answer.
+    `on_emotion` is told the emotion a reply begins with, before its first sound.
     """
 
     def __init__(
@@ -23,12 +29,20 @@ class Companion(Agent):
         context: ChatContext,
         tools: Sequence[Tool] = (),
         recollection: Recollection | None = None,
+        language: str | None = None,
+        is_control: Callable[[str], bool] = lambda _: False,
+        on_emotion: Callable[[Emotion | None], None] = lambda _: None,
     ) -> None:
         super().__init__(instructions=instructions, chat_ctx=context, tools=list(tools))
         self._recollection = recollection
+        self._language = language or "en"
+        self._is_control = is_control
+        self._on_emotion = on_emotion
 
-    async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:  # noqa: ARG002
-        """Let late memories join this turn and all later ones."""
+    async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
+        """Leave control words unanswered; let late memories join this turn and all later ones."""
+        if self._is_control(new_message.text_content or ""):
+            raise StopResponse
         late = self._recollection.take_late() if self._recollection is not None else None
         if late:
             lines = "\n".join(f"- {memory}" for memory in late)
@@ -37,3 +51,18 @@ class Companion(Agent):
             context = self.chat_ctx.copy()
             context.add_message(role="system", content=text)
             await self.update_chat_ctx(context)
+
+    async def llm_node(self, chat_ctx: ChatContext, tools: list[Tool], model_settings: ModelSettings) -> Any:
+        """Ask the model, except about a control word: replies are prepared before the turn is known to be over."""
+        last = chat_ctx.items[-1] if chat_ctx.items else None
+        if isinstance(last, ChatMessage) and last.role == "user" and self._is_control(last.text_content or ""):
+            return
+        async for chunk in Agent.default.llm_node(self, chat_ctx, tools, model_settings):
+            yield chunk
+
+    async def tts_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> AsyncIterator[rtc.AudioFrame]:
+        """Speak what can be spoken; the emoji a reply begins with becomes the device's face."""
+        emotion, rest = await split_emotion(text)
+        self._on_emotion(emotion)
+        async for frame in Agent.default.tts_node(self, spoken_stream(rest, self._language), model_settings):
+            yield frame

@@ -25,16 +25,27 @@ from agent.briefing.memory import Recollection
 from agent.briefing.profile import Briefing, ChatType
 from agent.briefing.prompt import Prompt
 from agent.conversation.companion import Companion
+from agent.conversation.control_words import Control
 from agent.conversation.ear import Ear
+from agent.conversation.emotion import Emotion
 from agent.conversation.history import ChatHistory
+from agent.conversation.mcp_tools import McpTools
+from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
 from agent.conversation.turn_taking import session_options
 from agent.device.link import DeviceLink
-from agent.device.messages import agent_false_interruption, speech_created, user_input_transcribed
+from agent.device.messages import (
+    Outgoing,
+    agent_false_interruption,
+    emotion,
+    speech_created,
+    user_input_transcribed,
+)
 from agent.errors import AllProvidersFailed
 from agent.greeting.bank import Greeting
 from agent.settings import Settings
+from agent.speaker.ambience import Ambience
 from agent.speaker.speaker import Speaker
 
 log = structlog.get_logger(__name__)
@@ -55,6 +66,7 @@ class Scene:
     presence: Presence
     ear: Ear
     speaker: Speaker
+    playback: Playback
     history: ChatHistory
     providers: Providers | None
     vad: VAD | None
@@ -73,6 +85,12 @@ class Conversation:
 
     def __init__(self, scene: Scene, briefing: Briefing, *, language: str | None) -> None:
         self._scene = scene
+        self._language = language
+        self._companion: Companion | None = None
+        self._mcp: McpTools | None = None
+        self._emotion: Emotion | None = None
+        self._speech: Outgoing | None = None
+        self._ambience = Ambience(on_wake=scene.speaker.wake) if scene.settings.background_audio else None
         self._realtime = scene.settings.conversation_mode == "realtime"
         self._apologised_at = float("-inf")
         self._started = False
@@ -115,6 +133,7 @@ class Conversation:
         scene, session = self._scene, self.session
         session.input.audio = scene.ear
         session.output.audio = scene.speaker
+        scene.speaker.on("playback_started", self._on_sounding)
         session.on("agent_state_changed", self._on_state)
         session.on("user_state_changed", self._on_user_state)
         session.on("speech_created", self._on_speech)
@@ -125,11 +144,33 @@ class Conversation:
         if greeting is not None and greeting.text:
             context.add_message(role="assistant", content=greeting.text)
             scene.history.say(ChatType.AGENT, greeting.text)
-        companion = Companion(prompt.text, context=context, tools=tools, recollection=recollection)
+        companion = self._companion = Companion(
+            prompt.text,
+            context=context,
+            tools=tools,
+            recollection=recollection,
+            language=self._language,
+            is_control=lambda words: self._control(words) is not None,
+            on_emotion=self._on_emotion,
+        )
+        if self._ambience is not None:
+            scene.speaker.attach_ambience(self._ambience)
         await session.start(companion, record=False, session_host=False)
         self._started = True
+        if self.able and scene.settings.mcp_servers:
+            self._mcp = McpTools(scene.settings.mcp_servers)
+            scene.spawn(self._join_tools(companion, self._mcp), "MCP tools")
         if greeting is None and self.able:
             session.generate_reply(instructions=GREET)
+
+    async def _join_tools(self, companion: Companion, servers: McpTools) -> None:
+        if tools := await servers.fetch():
+            await companion.update_tools([*companion.tools, *tools])
+
+    async def instruct(self, prompt: Prompt) -> None:
+        """Talk by this prompt from now on."""
+        if self._companion is not None:
+            await self._companion.update_instructions(prompt.text)
 
     @property
     def context(self) -> ChatContext:
@@ -192,7 +233,12 @@ class Conversation:
     async def aclose(self) -> None:
         """End the session."""
         self._started = False
-        await self.session.aclose()
+        self._scene.speaker.off("playback_started", self._on_sounding)
+        try:
+            await self.session.aclose()
+        finally:
+            if self._mcp is not None:
+                await self._mcp.aclose()
 
     def _reply_again(self) -> None:
         self.session.generate_reply()
@@ -214,19 +260,35 @@ class Conversation:
 
     def _on_state(self, event: AgentStateChangedEvent) -> None:
         self._scene.presence.session_state(event.new_state)
+        self._scene.playback.agent_state(event.new_state)
+        if self._ambience is not None:
+            self._ambience.thinking(event.new_state == "thinking")
         if event.new_state == "speaking":
             self._scene.mark("first_answer")
+
+    def _on_emotion(self, found: Emotion | None) -> None:
+        self._emotion = found
+
+    def _on_sounding(self, *_: object) -> None:
+        """A reply begins to sound: only now, because replies are prepared that are never said."""
+        speech, self._speech = self._speech, None
+        if speech is not None:
+            self._scene.link.send(speech)
+        found, self._emotion = self._emotion, None
+        if found is not None:
+            self._scene.link.send(emotion(found.emoji, found.name))
 
     def _on_user_state(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
             self._scene.mark("first_word")
-        elif event.old_state == "speaking" and not self.able:
-            self.apologise()
+            self._scene.playback.child_speaking(True)
+        elif event.old_state == "speaking":
+            self._scene.playback.child_speaking(False)
+            if not self.able:
+                self.apologise()
 
     def _on_speech(self, event: SpeechCreatedEvent) -> None:
-        self._scene.link.send(
-            speech_created(event.source, user_initiated=event.user_initiated, created_at=event.created_at)
-        )
+        self._speech = speech_created(event.source, user_initiated=event.user_initiated, created_at=event.created_at)
 
     def _on_transcript(self, event: UserInputTranscribedEvent) -> None:
         if not event.is_final or not event.transcript.strip():
@@ -236,6 +298,17 @@ class Conversation:
         self._scene.link.send(
             user_input_transcribed(event.transcript, is_final=True, language=str(event.language or "") or None)
         )
+        control = self._control(event.transcript)
+        if control is None:
+            self._scene.playback.child_said()
+            return
+        if control is Control.STOP or self._realtime:
+            self._scene.speaker.stop_speech()
+            self.stop()
+        self._scene.playback.control(control)
+
+    def _control(self, words: str) -> Control | None:
+        return self._scene.playback.understand(words, self._language)
 
     def _on_item(self, event: ConversationItemAddedEvent) -> None:
         if isinstance(event.item, ChatMessage):

@@ -165,6 +165,8 @@ def session_options(settings: Settings, *, age: int | None, realtime: bool = Fal
             max_unrecoverable_errors=NEVER_CLOSE,
         ),
         "use_tts_aligned_transcript": False,
+        # The companion's own filter reads the emotion first, and keeps every script.
+        "tts_text_transforms": None,
         "user_away_timeout": None,
         # A child whose device has left has no more words on the way that could be answered.
         "session_close_transcript_timeout": 0.5,

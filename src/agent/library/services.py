@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
@@ -28,7 +28,7 @@ from agent.library.homes import snapshot_root
 from agent.library.ranking import Answer, TitleIndex
 from agent.library.snapshot import Snapshot, SnapshotStore, index_mark
 from agent.library.status import read_status
-from agent.library.titles import Kind
+from agent.library.titles import Kind, Title
 from agent.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +36,10 @@ _T = TypeVar("_T")
 
 _LOAD: Final = "nothing is loaded: run 'python -m agent catalogue load DIR'"
 _COPY: Final = "the library has not been copied from Qdrant yet"
+
+
+class _Run(Protocol):
+    def __call__(self, work: Callable[[], _T]) -> asyncio.Future[_T]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class LibraryService:
         store: SnapshotStore,
         model: str,
         embedder: Embedder | None,
-        run: Callable[[Callable[[], Answer]], asyncio.Future[Answer]],
+        run: _Run,
         home_reason: Callable[[Kind], str],
     ) -> None:
         self.kind = store.kind
@@ -153,11 +157,7 @@ class LibraryService:
         self, request: str, section: str | None = None, *, history: Sequence[int] = (), limit: int = 5
     ) -> Answer:
         """As `search`, for callers that have no event loop: some 10 ms of CPU."""
-        self.refresh()
-        loaded = self._loaded
-        if loaded is None or loaded.snapshot.meta.count == 0:
-            reason = self.status.reason
-            raise LibraryError(reason) if self._problem else Unavailable(reason)
+        loaded = self._index()
         embedder = self._embedder
         return loaded.index.search(
             request,
@@ -167,6 +167,22 @@ class LibraryService:
             limit=limit,
             history=history,
         )
+
+    async def titles(self, ids: Sequence[int]) -> list[Title | None]:
+        """The titles with these ids, None for each that the catalogue does not have. Raises as `search`."""
+        return await self._run(functools.partial(self._titles_blocking, tuple(ids)))
+
+    def _titles_blocking(self, ids: Sequence[int]) -> list[Title | None]:
+        index = self._index().index
+        return [index.title(number) for number in ids]
+
+    def _index(self) -> _Loaded:
+        self.refresh()
+        loaded = self._loaded
+        if loaded is None or loaded.snapshot.meta.count == 0:
+            reason = self.status.reason
+            raise LibraryError(reason) if self._problem else Unavailable(reason)
+        return loaded
 
 
 class ServiceCache:
@@ -237,11 +253,11 @@ class ServiceCache:
             return f"searching by words alone: {self.embedder_problem}"
         return ""
 
-    def _run(self, search: Callable[[], _T]) -> asyncio.Future[_T]:
+    def _run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
         with self._lock:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="library")
-            return asyncio.get_running_loop().run_in_executor(self._executor, search)
+            return asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 def prepare(settings: Settings) -> ServiceCache:

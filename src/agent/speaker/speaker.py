@@ -95,6 +95,7 @@ class Speaker(io.AudioOutput):
         self._media: Media | None = None
         self._ambience: Media | None = None
         self._audible = False
+        self._quiet = 0
         self._ahead = asyncio.Event()
         self.on_audible: Callable[[bool], None] | None = None
         """Called with True when sound begins to leave and with False when the last of it has been heard."""
@@ -237,13 +238,23 @@ class Speaker(io.AudioOutput):
                 elif not self._wake.is_set():
                     await self._wake.wait()
                 continue
-            if not self._audible:
-                self._set_audible(True)
+            self._notice(self._sent[-1])
             await self._source.capture_frame(rtc.AudioFrame(chunk.tobytes(), SAMPLE_RATE, 1, len(chunk)))
             if self._source.queued_duration * 1000 > QUEUE_MS * 0.6:
                 self._ahead.set()
             if (segment := self._sent[-1].segment if self._sent else None) is not None:
                 self._end_when_heard(segment)
+
+    def _notice(self, sent: _Sent) -> None:
+        """Speech and media are heard; an ambience that goes on by itself is not, once the last of them has sounded."""
+        if sent.speech is not None or sent.media:
+            self._quiet = 0
+            if not self._audible:
+                self._set_audible(True)
+        elif self._audible:
+            self._quiet += 1
+            if self._quiet * CHUNK * 1000 > QUEUE_MS * SAMPLE_RATE:
+                self._set_audible(False)
 
     def _end_when_heard(self, segment: _Segment) -> None:
         """Finish the utterance once its last sample has sounded; `_recall` may put some of it back before that."""

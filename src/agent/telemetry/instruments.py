@@ -99,6 +99,30 @@ _ALL: Final = (
     Instrument(
         "toy_provider_fallbacks", "counter", "Answers given by another provider than the first.", ("kind", "provider")
     ),
+    # Songs and stories
+    Instrument(
+        "toy_library_search_seconds", "histogram", "Finding a title. kind: music or story.", ("kind",), CALL_BUCKETS
+    ),
+    Instrument(
+        "toy_library_searches",
+        "counter",
+        "Requests for titles. outcome: found, random or not_found.",
+        ("kind", "outcome"),
+    ),
+    Instrument("toy_titles_started", "counter", "Songs and stories that began to sound.", ("kind",)),
+    Instrument(
+        "toy_titles_stopped",
+        "counter",
+        "And ended. reason: ended, stopped, skipped, broken or closed.",
+        ("kind", "reason"),
+    ),
+    Instrument("toy_control_words", "counter", "Spoken control words that were obeyed.", ("control",)),
+    Instrument(
+        "toy_tool_calls",
+        "counter",
+        "Tools the model used. outcome: done, failed or silent (the device).",
+        ("tool", "outcome"),
+    ),
     # What it costs
     Instrument(
         "toy_usage_tokens",

@@ -1,0 +1,307 @@
+"""Songs and stories of a visit: found, played, held while somebody speaks, and told to the device."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import structlog
+
+from agent.conversation.control_words import Control, ControlWords
+from agent.conversation.resume import QUEUE_MAX, Playing
+from agent.device.link import DeviceLink
+from agent.device.messages import music_playback_started, music_playback_stopped
+from agent.errors import LibraryError, MediaError, Unavailable
+from agent.library.ranking import Answer
+from agent.library.services import LibraryService, ServiceCache
+from agent.library.titles import Kind, Title
+from agent.settings import Settings
+from agent.speaker.media_store import MediaStore
+from agent.speaker.player import MediaPlayer
+from agent.speaker.player_types import Hold, StopReason
+from agent.speaker.speaker import Speaker
+from agent.telemetry.meter import meter
+
+log = structlog.get_logger(__name__)
+
+AFTER_SOUND: Final = 2.0
+"""Seconds media waits for a word after the child's microphone had only a noise."""
+AFTER_WORDS: Final = 8.0
+"""Seconds media waits at most for the answer to what the child has said."""
+RECENTLY: Final = 180.0
+"""Seconds for which "go on" and "again" mean what was stopped."""
+HISTORY_MAX: Final = 200
+
+
+class Playback:
+    """The media of one visit. Make it in the room's loop behind the greeting; `aclose` ends everything that plays.
+
+    While the child speaks, media is held at its sample; it goes on when the answer begins (a song, softly under it) or
+    has ended (a story, whose words would be lost). `spawn` runs a task that the visit supervises; `sorry` says the
+    recorded sentence of a purpose; `on_change` is called whenever something else plays.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        library: ServiceCache | None,
+        link: DeviceLink,
+        speaker: Speaker,
+        spawn: Callable[[Coroutine[Any, Any, Any], str], object],
+        sorry: Callable[[str], Coroutine[Any, Any, None]],
+        words: ControlWords | None = None,
+    ) -> None:
+        self._library = library
+        self._link = link
+        self._speaker = speaker
+        self._spawn = spawn
+        self._sorry = sorry
+        self._words = words or ControlWords()
+        self._store = MediaStore(
+            base_url=settings.media_base_url,
+            catalogue_dir=settings.catalogue_dir,
+            private_network=settings.media_private_network,
+        )
+        self.player = MediaPlayer(self._store.open, self, on_wake=speaker.wake)
+        speaker.attach_media(self.player)
+        self.on_change: Callable[[], None] | None = None
+        self._history: list[int] = []
+        self._endless: Kind | None = None
+        self._stopped_at = float("-inf")
+        self._child_speaks = False
+        self._agent_state = "listening"
+        self._later: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def warm(self) -> None:
+        """Reach the media server ahead of the first title. Never fails."""
+        await self._store.warm()
+
+    async def aclose(self) -> None:
+        """End playing, then the connections."""
+        self._closed = True
+        self._endless = None
+        self._cancel_timer()
+        await self.player.aclose()
+        self._speaker.attach_media(None)
+        await self._store.aclose()
+
+    # Finding
+
+    async def find(self, kind: Kind, request: str = "", section: str | None = None) -> Answer:
+        """What the child means. Raises Unavailable or LibraryError where there is no library to look in."""
+        started = time.perf_counter()
+        answer = await self._service(kind).search(request, section or None, history=self._history)
+        meter.observe("toy_library_search_seconds", time.perf_counter() - started, kind=kind)
+        meter.count("toy_library_searches", kind=kind, outcome=answer.kind)
+        return answer
+
+    def _service(self, kind: Kind) -> LibraryService:
+        if self._library is None:
+            raise Unavailable("the library could not be loaded")
+        if not self._store.known:
+            raise Unavailable("there is no place to play from: set MEDIA_BASE_URL or CATALOGUE_DIR")
+        return self._library.music if kind == "music" else self._library.stories
+
+    # Playing
+
+    def start(self, titles: Sequence[Title], *, held: bool = False) -> None:
+        """Play these instead of what plays; `held`: load now, and sound with `release`."""
+        self._endless = None
+        self._play(titles, held=held)
+
+    def _play(self, titles: Sequence[Title], *, held: bool = False, start_ms: int = 0) -> None:
+        self.player.play(titles, start_ms=start_ms)
+        if held or self._child_speaks:
+            self.player.pause(Hold.SPEECH)
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Nobody speaks any more: what is held goes on."""
+        self._cancel_timer()
+        self.player.resume(Hold.SPEECH)
+
+    async def play_any(self, kind: Kind, *, endless: bool = False) -> bool:
+        """Play a title that was not heard yet; `endless`: one after the other. False where there is none."""
+        try:
+            answer = await self.find(kind)
+        except (Unavailable, LibraryError) as error:
+            log.warning("nothing can be played", kind=kind, reason=str(error))
+            answer = None
+        if answer is None or answer.title is None:
+            await self._sorry("not_found")
+            return False
+        self.start([answer.title])
+        self._endless = kind if endless else None
+        return True
+
+    async def play_wish(self, kind: Kind, request: str, section: str | None) -> None:
+        """What the parent's app asks for; what cannot be played is said."""
+        try:
+            answer = await self.find(kind, request, section)
+        except (Unavailable, LibraryError) as error:
+            log.warning("a wish cannot be played", kind=kind, reason=str(error))
+            answer = None
+        if answer is None or answer.title is None:
+            await self._sorry("not_found")
+        else:
+            self.start([answer.title])
+
+    def stop(self) -> None:
+        """Silence media at once and forget the queue."""
+        self._endless = None
+        self._cancel_timer()
+        self.player.stop(fade=False)
+        self.player.resume(Hold.SPEECH)
+        self._speaker.drop_queue()
+
+    def next(self) -> None:
+        """The next of the queue, else any other of the same kind."""
+        current, endless = self.player.current, self._endless
+        if self.player.upcoming or current is None:
+            self.player.next()
+        else:
+            self._spawn(self.play_any(current.kind, endless=endless is not None), "next title")
+
+    # Control words
+
+    def understand(self, transcript: str, language: str | None = None) -> Control | None:
+        """The control that the child's words are as a whole, where it concerns what sounds or has just sounded."""
+        control = self._words.match(transcript, language)
+        if control is None or control is Control.STOP or self.player.current is not None:
+            return control
+        again = control in {Control.RESUME, Control.AGAIN} and time.monotonic() - self._stopped_at < RECENTLY
+        return control if again else None
+
+    def control(self, control: Control) -> None:
+        """Do it, now."""
+        meter.count("toy_control_words", control=control.value)
+        player = self.player
+        match control:
+            case Control.STOP:
+                self.stop()
+            case Control.PAUSE:
+                player.pause()
+                self._speaker.drop_queue()
+            case Control.RESUME:
+                player.resume()
+            case Control.NEXT:
+                self.next()
+            case Control.PREVIOUS:
+                player.previous()
+            case Control.AGAIN:
+                player.again()
+            case Control.LOUDER:
+                self._spawn(self._link.calls.call("self_volume_up"), "louder")
+            case Control.QUIETER:
+                self._spawn(self._link.calls.call("self_volume_down"), "quieter")
+        self.release()
+
+    # Who speaks
+
+    def child_speaking(self, speaking: bool) -> None:
+        """The child has begun or ended to make sound."""
+        self._child_speaks = speaking
+        self._cancel_timer()
+        if not speaking:
+            self._release_in(AFTER_SOUND)
+        elif self.player.pause(Hold.SPEECH):
+            self._speaker.drop_queue()
+
+    def child_said(self) -> None:
+        """There were words in it: the answer is on its way."""
+        if not self._child_speaks:
+            self._release_in(AFTER_WORDS)
+
+    def agent_state(self, state: str) -> None:
+        """The session's state has changed."""
+        self._agent_state = state
+        if state == "thinking" or self._child_speaks:
+            return
+        current = self.player.current
+        if state != "speaking" or (current is not None and current.kind == "music"):
+            self.release()
+        else:
+            self._cancel_timer()
+
+    def dropped(self, dropped: bool) -> None:
+        """The device has lost its connection, or is back."""
+        if not dropped:
+            self.player.resume(Hold.DROP)
+        elif self.player.pause(Hold.DROP):
+            self._speaker.drop_queue()
+
+    def _release_in(self, seconds: float) -> None:
+        self._cancel_timer()
+        self._later = asyncio.get_running_loop().call_later(seconds, self._release_late)
+
+    def _release_late(self) -> None:
+        self._later = None
+        if not self._child_speaks and self._agent_state not in {"thinking", "speaking"}:
+            self.release()
+
+    def _cancel_timer(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    # Coming back
+
+    def snapshot(self) -> Playing | None:
+        """What plays and is to go on in a later visit; None where nothing does, or the child has paused it."""
+        now = self.player.snapshot()
+        if now is None or now.paused:
+            return None
+        return Playing(
+            kind=now.title.kind,
+            title_id=str(now.title.id),
+            position_ms=self.player.position_ms,
+            queue=tuple(str(title.id) for title in now.upcoming[:QUEUE_MAX]),
+        )
+
+    async def restore(self, playing: Playing) -> bool:
+        """Go on at the same second; False where the title is not in the library any more."""
+        try:
+            service = self._service(playing.kind)
+            wanted = [int(number) for number in (playing.title_id, *playing.queue)]
+            titles = [title for title in await service.titles(wanted) if title is not None]
+        except (Unavailable, LibraryError, ValueError) as error:
+            log.warning("what played cannot go on", reason=str(error))
+            return False
+        if not titles or str(titles[0].id) != playing.title_id:
+            return False
+        self._play(titles, start_ms=playing.position_ms)
+        return True
+
+    # What the player tells
+
+    def started(self, title: Title) -> None:
+        """The title's first sample is on its way to the child."""
+        self._history = [*self._history, title.id][-HISTORY_MAX:]
+        meter.count("toy_titles_started", kind=title.kind)
+        self._link.send(
+            music_playback_started(title.title, language=title.section or None, message=f"Playing {title.title}")
+        )
+        self._changed()
+
+    def stopped(self, title: Title, reason: StopReason) -> None:
+        """It sounds no more."""
+        self._stopped_at = time.monotonic()
+        meter.count("toy_titles_stopped", kind=title.kind, reason=reason.value)
+        self._link.send(music_playback_stopped())
+        self._changed()
+        if reason is StopReason.ENDED and self._endless is not None and not self.player.upcoming and not self._closed:
+            self._spawn(self.play_any(self._endless, endless=True), "next title")
+
+    def problem(self, title: Title, error: MediaError) -> None:
+        """It cannot be played, or not to its end; the next one plays, and this is said."""
+        log.warning("title cannot be played", kind=title.kind, title_id=title.id, error=str(error))
+        self._spawn(self._sorry("not_found"), "missing title")
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()

@@ -1,0 +1,212 @@
+"""Songs in a real room: asked for, interrupted, paused, gone on with, stopped; by child, button and parent's app."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from room_support import own_errors, visit_ended
+
+from agent.library import catalogue
+from agent.settings import Settings
+from sandbox.audio import align
+from sandbox.device import Device
+from sandbox.manager_api import DEMO_MAC
+from sandbox.processes import REPO
+from sandbox.providers import ProviderServer
+from sandbox.replies import Rules, ToolCall
+from sandbox.world import World
+from world_support import StartWorld
+
+pytestmark = pytest.mark.timeout(240)
+
+PLAY, HELLO, PAUSE, GO_ON, STOP = "play twinkle twinkle", "hello there little friend", "pause", "go on", "stop"
+SAMPLE = REPO / "sample"
+RATE = 24_000
+
+
+@pytest.fixture(scope="session")
+def loaded_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A STATE_DIR with the sample library in it, found by words alone."""
+    state = tmp_path_factory.mktemp("media-state")
+    settings = Settings(_env_file=None, state_dir=state)  # type: ignore[call-arg]
+    models = Path(__file__).parents[2] / ".state" / "models"
+    if not models.exists():
+        models = state / "models"
+    assert catalogue.run(["load", str(SAMPLE)], settings.model_copy(update={"model_dir": models})) == 0
+    return state
+
+
+@pytest.fixture
+async def providers() -> AsyncIterator[ProviderServer]:
+    script = Rules(
+        said=[
+            ("twinkle", ToolCall("play_music", {"song": "twinkle twinkle"})),
+            ("hello", "😆 Hello my friend! How are you?"),
+        ],
+        otherwise="Oh.",
+    )
+    async with ProviderServer(script=script, sentences=[PLAY, HELLO, PAUSE, GO_ON, STOP]) as server:
+        yield server
+
+
+@pytest.fixture
+async def world(start_world: StartWorld, providers: ProviderServer, loaded_state: Path, tmp_path: Path) -> World:
+    state = tmp_path / "state"
+    shutil.copytree(loaded_state, state, symlinks=True)
+    models = Path(__file__).parents[2] / ".state" / "models"
+    env = {
+        "STATE_DIR": str(state),
+        "MODEL_DIR": str(models if models.exists() else state / "models"),
+        "CATALOGUE_DIR": str(SAMPLE),
+        "STT_BASE_URL": providers.v1,
+        "LLM_BASE_URL": providers.v1,
+        "TTS_BASE_URL": providers.v1,
+    }
+    return await start_world(env=env)
+
+
+def sound_of(name: str) -> NDArray[np.int16]:
+    """A file of the sample library, 24 kHz mono."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    with av.open(str(SAMPLE / name)) as file:
+        frames = [part for frame in file.decode(audio=0) for part in resampler.resample(frame)]
+    return np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames])
+
+
+def titles(device: Device, kind: str) -> int:
+    return sum(message.type == f"music_playback_{kind}" for message in device.messages)
+
+
+async def greeted(world: World) -> Device:
+    device = world.device(mac=DEMO_MAC)
+    await device.join()
+    await device.wait_for_state("speaking", timeout=20)
+    await device.wait_for_state("listening", timeout=20)
+    return device
+
+
+async def seconds_heard(device: Device, since: int, seconds: float) -> NDArray[np.int16]:
+    """What the device heard from a sample of its recording on; waits for so much of it."""
+    length = since + round(seconds * device.rate)
+    await device.wait_until(lambda: device.heard.length >= length, timeout=seconds + 20, what="sound")
+    return device.heard.samples[since:length]
+
+
+async def test_a_song_is_played_held_while_the_child_speaks_paused_gone_on_with_and_stopped(
+    world: World, providers: ProviderServer
+) -> None:
+    song = sound_of("music/English/twinkle_twinkle.ogg")
+    device = await greeted(world)
+
+    await device.say(PLAY)
+    started = await device.wait_for_message("music_playback_started", timeout=30)
+    assert started.topic == "music_control"
+    assert (started.json or {})["title"] == "Twinkle Twinkle Little Star"
+    begun = device.heard.length
+    heard = await seconds_heard(device, begun, 4.0)
+    assert (
+        align(heard[RATE:], song[: 6 * RATE], RATE)[1] > 0.7
+        or align(song[: 6 * RATE], heard[RATE : 3 * RATE], RATE)[1] > 0.7
+    )
+
+    # The child speaks: silence, an answer with a face, and the song goes on where it was held.
+    before = len(device.messages)
+    await device.say(HELLO)
+    await device.wait_for_state("listening", after=before, timeout=20)
+    face = await device.wait_for_message("llm", topic="emotion", after=before, timeout=30)
+    assert face.json == {"type": "llm", "text": "😆", "emotion": "laughing"}
+    await device.wait_for_state("speaking", after=before, timeout=20)
+    assert titles(device, "started") == 1
+    assert titles(device, "stopped") == 0
+    calls = len(providers.chat.calls)
+
+    # Control words need no model.
+    before = len(device.messages)
+    await device.say(PAUSE)
+    await device.wait_for_message("user_input_transcribed", where=lambda m: m.data["transcript"] == PAUSE, timeout=20)
+    paused = await device.wait_for_silence(2.5, timeout=20)
+    held_at, correlation = align(song, loud_end(device, 1.0), RATE)
+    assert correlation > 0.6
+    await device.say(GO_ON)
+    await device.wait_for_sound(after=paused + 1.0, timeout=20)
+    again = device.heard.length
+    resumed_at, correlation = align(song, (await seconds_heard(device, again, 2.0))[RATE:], RATE)
+    assert correlation > 0.6
+    # It goes on at the second where it was held: one second was heard before the part compared here.
+    assert abs(resumed_at - (held_at + 2 * RATE)) < RATE
+    await device.say(STOP)
+    await device.wait_for_message("music_playback_stopped", timeout=20)
+    await device.wait_for_silence(1.5, timeout=20)
+    assert titles(device, "started") == titles(device, "stopped") == 1
+    assert len(providers.chat.calls) == calls
+    assert device.audio_tracks == 1
+    await device.leave()
+    await visit_ended(world)
+    assert not own_errors(world)
+
+
+def loud_end(device: Device, seconds: float) -> NDArray[np.int16]:
+    """The last sound the device heard, up to its last loud sample."""
+    samples = device.heard.samples
+    last = int(np.flatnonzero(np.abs(samples.astype(np.int32)) > 300)[-1])
+    return samples[last - round(seconds * RATE) : last]
+
+
+async def test_the_parents_app_plays_the_button_stops_and_hostile_messages_do_no_harm(world: World) -> None:
+    device = await greeted(world)
+
+    def wish(name: str, **arguments: str) -> dict[str, object]:
+        call = {"name": name, "arguments": arguments}
+        return {"type": "function_call", "function_call": call, "source": "mobile_app", "request_id": "req_1"}
+
+    await device.abort()
+    await device.send(wish("play_music", song_name="row your boat"))
+    started = await device.wait_for_message("music_playback_started", timeout=30)
+    assert (started.json or {})["title"] == "Row Row Row Your Boat"
+    await device.send(b"\xff" * 100)
+    await device.send(b"[" * 10_000)
+    await device.send({"type": "function_call", "function_call": {"name": "rm", "arguments": {}}})
+    before = len(device.messages)
+    await device.send(wish("play_story", story_name="tortoise and the hare"))
+    await device.wait_for_message("music_playback_stopped", after=before, timeout=20)
+    story = await device.wait_for_message("music_playback_started", after=before, timeout=20)
+    assert "Tortoise" in (story.json or {})["title"]
+    before = len(device.messages)
+    await device.abort()
+    await device.wait_for_message("music_playback_stopped", after=before, timeout=20)
+    await device.wait_for_silence(1.0, timeout=10)
+    before = len(device.messages)
+    await device.send(wish("play_music", song_name="the quarterly report"))
+    sorry = await device.wait_for_message("speech_created", after=before, timeout=20)
+    assert sorry.data["text"]
+    assert titles(device, "started") == titles(device, "stopped") == 2
+    assert device.audio_tracks == 1
+    await device.leave()
+    await visit_ended(world)
+    assert not own_errors(world)
+
+
+async def test_a_music_room_plays_at_once_and_goes_on_when_the_device_comes_back(world: World) -> None:
+    first = world.device(mac=DEMO_MAC, mode="music")
+    await first.join()
+    started = await first.wait_for_message("music_playback_started", timeout=40)
+    title = (started.json or {})["title"]
+    await seconds_heard(first, first.heard.length, 3.0)
+    await first.leave()
+    await visit_ended(world)
+    back = world.device(mac=DEMO_MAC)
+    await back.join()
+    again = await back.wait_for_message("music_playback_started", timeout=40)
+    assert (again.json or {})["title"] == title
+    await back.abort()
+    await back.wait_for_message("music_playback_stopped", timeout=20)
+    await back.leave()
+    await visit_ended(world, 2)
+    assert not own_errors(world)
