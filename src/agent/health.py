@@ -20,6 +20,7 @@ from agent.telemetry.hub import MetricsHub
 
 _ROOMS_PER_CORE = 10
 _MB_PER_ROOM = 100
+_REASONS: Final = ("identity", "full", "rate", "device_rate")
 LOAD_TARGET: Final = 0.6
 """Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
 WARM_GRACE_S: Final = 10.0
@@ -48,6 +49,15 @@ class WorkerState:
     def active(self) -> int:
         """Rooms with a visit now."""
         return len(self._server.active_jobs) if self._server is not None and self.registered else 0
+
+    def rooms(self) -> frozenset[str]:
+        """Names of the rooms with a visit now."""
+        jobs = self._server.active_jobs if self._server is not None and self.registered else []
+        return frozenset(job.job.room.name for job in jobs)
+
+    def can_rescue(self) -> bool:
+        """Whether this worker could take a room that nobody serves."""
+        return self.registered and self.has_room()
 
     @property
     def warm(self) -> int:
@@ -113,7 +123,7 @@ class WorkerState:
         hub.set("toy_visits_active", self.active)
         hub.set("toy_visits_capacity", self.capacity)
         hub.set("toy_utilisation_ratio", self.active / self.capacity)
-        hub.replace("toy_refused", {(reason,): self.refused[reason] for reason in {"identity", "full", *self.refused}})
+        hub.replace("toy_refused", {(reason,): self.refused[reason] for reason in {*_REASONS, *self.refused}})
 
 
 def default_capacity() -> int:

@@ -160,6 +160,12 @@ class Settings(BaseSettings):
     """One process per room, or threads of one process."""
     max_rooms: int = Field(default=0, ge=0, le=10000, examples=["25"])
     """Rooms at once; 0: derived from cores and memory."""
+    joins_per_minute: float = Field(default=600.0, gt=0, le=100000, examples=["600"])
+    """Rooms a minute this worker takes; half of them may come at once, the rest is left to other workers."""
+    device_joins_per_minute: float = Field(default=20.0, gt=0, le=6000, examples=["20"])
+    """Visits a minute one device may begin: one that reconnects in a loop must not eat the pool."""
+    rescue_rooms: bool = Field(default=True, examples=["true"])
+    """Look for rooms that hold a device and no agent, and give them one."""
     device_grace: float = Field(default=20.0, ge=0, le=3600, examples=["20"])
     """How long a visit waits for a device that dropped, in seconds."""
     device_wait: float = Field(default=120.0, ge=1, le=86400, examples=["120"])

@@ -39,3 +39,7 @@ def device_key(mac: str, salt: str) -> str:
 def rollout_bucket(mac: str, flag: str) -> int:
     """0–99, stable for ever for one device and flag: it is on when below the flag's percentage."""
     return int.from_bytes(hashlib.sha256(f"{flag}:{mac}".encode()).digest()[:8]) % 100
+
+
+RESCUE: Final = "rescue"
+"""Metadata of a job that was made for a device which had no agent any more."""

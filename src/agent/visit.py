@@ -53,7 +53,7 @@ from agent.telemetry.meter import meter
 from agent.telemetry.timeline import Timeline
 from agent.telemetry.tracing import flush_traces, trace_visit
 from agent.telemetry.visit_record import VisitRecord
-from agent.values import device_key
+from agent.values import RESCUE, device_key
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +152,12 @@ class Visit:
         single = {"auto": None, "true": True, "false": False}[self.settings.single_peer_connection]
         await self.ctx.connect(single_peer_connection=single)
         self.timeline.mark("connected")
+        if self.ctx.job.metadata == RESCUE and any(
+            participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+            for participant in self.ctx.room.remote_participants.values()
+        ):
+            self.leave("another agent was there first")
+            return
         self.link.start()
         await self.speaker.publish(self.ctx.room)
         self.timeline.mark("published")
@@ -394,6 +400,10 @@ class Visit:
         languages = self.languages()
         if known is not None and known.bind_code is not None:
             return bank.bind_code(known.bind_code, languages) or bank.sentence("bind_first", languages)
+        if self.ctx.job.metadata == RESCUE and self.resumed is not None:
+            back = bank.sentence("im_back", languages)
+            if back is not None:
+                return back
         age = known.child.age if known is not None and known.child is not None else None
         returning = self.resumed is not None and not self.resumed.greeted_returning
         return bank.choose(languages, age=age, returning=returning)

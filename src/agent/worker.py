@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack, suppress
+from typing import Final
 
 import structlog
 from livekit import api
@@ -15,6 +16,7 @@ from livekit.agents import AgentServer, JobExecutorType, JobRequest
 from livekit.agents.utils.aio import cancel_and_wait
 
 from agent import process, room
+from agent.admission import RateLimit
 from agent.briefing.manager_api import ManagerApiClient
 from agent.briefing.mem0_process import Mem0Process, open_memory, self_hosted
 from agent.conversation.history import chat_deliverer, memory_deliverer
@@ -26,11 +28,15 @@ from agent.livekit_server import supports_single_peer_connection
 from agent.outbox.courier import OutboxCourier
 from agent.outbox.items import Deliverer
 from agent.outbox.sqlite import outbox_store
+from agent.rescue import watch_rooms
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.worker_telemetry import open_hub, outbox_source
 
 log = structlog.get_logger(__name__)
+
+DEVICE_BURST: Final = 6
+"""Visits of one device that may follow each other at once: a toy on bad Wi-Fi, not one in a loop."""
 
 
 def build_server(settings: Settings, state: WorkerState) -> AgentServer:
@@ -55,21 +61,33 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
         log_level=settings.log_level.replace("WARNING", "WARN"),  # its own spelling
     )
     state.attach(server)
+    visits = RateLimit(per_minute=settings.device_joins_per_minute, burst=DEVICE_BURST)
+    joins = RateLimit(per_minute=settings.joins_per_minute, burst=max(1, round(settings.joins_per_minute / 2)))
 
     async def on_request(request: JobRequest) -> None:
         try:
-            identify_room(request.room.name)
+            device = identify_room(request.room.name)
         except IdentityError as error:
             state.refuse("identity")
             log.warning("room refused", reason=str(error), job_id=request.id)
             await request.reject(terminate=True)
             return
         if not state.has_room():
-            state.refuse("full")
-            log.warning("room refused", reason="the worker is full", job_id=request.id)
-            await request.reject(terminate=False)
-            return
-        await request.accept()
+            await elsewhere(request, "full", "the worker is full")
+        elif not joins.take("worker"):
+            await elsewhere(request, "rate", "too many rooms a minute")
+        elif not visits.take(device.mac):
+            # Another worker's pool is not to be eaten either. Whoever stays gets an agent after a while.
+            state.refuse("device_rate")
+            log.warning("room refused", reason="its device comes too often", job_id=request.id)
+            await request.reject(terminate=True)
+        else:
+            await request.accept()
+
+    async def elsewhere(request: JobRequest, why: str, reason: str) -> None:
+        state.refuse(why)
+        log.warning("room refused", reason=reason, job_id=request.id)
+        await request.reject(terminate=False)
 
     server.rtc_session(
         room.entrypoint,
@@ -139,6 +157,9 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
         await start_background(settings, stack, hub)
         server = build_server(settings, state)
         running = asyncio.create_task(server.run(devmode=devmode), name="agent server")
+        if settings.rescue_rooms:
+            rescuer = await watch_rooms(stack, settings, serving=state.rooms, able=state.can_rescue)
+            server.on("worker_registered", lambda *_: rescuer.wake())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

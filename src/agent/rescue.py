@@ -1,0 +1,245 @@
+"""No child left alone: rooms that hold a device and no agent are found and given one.
+
+LiveKit dispatches a room's job once. It does not do so again when the job's process or worker has died, and a room made
+while no worker was registered never gets one. Every worker looks from time to time, and as soon as it has registered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, Final, Protocol
+
+import aiohttp
+import structlog
+from livekit import api
+from livekit.agents.utils.aio import cancel_and_wait
+from livekit.protocol.models import ParticipantInfo
+
+from agent.device.identity import identify_room
+from agent.errors import IdentityError
+from agent.settings import Settings
+from agent.telemetry.meter import meter
+from agent.values import RESCUE
+
+log = structlog.get_logger(__name__)
+
+EVERY: Final = 3.0
+"""Seconds between two looks, give or take a third, so that workers do not look at the same moment."""
+PATIENCE: Final = 3.0
+"""Seconds a device may be alone: its own dispatch is under way."""
+CLAIM_TTL: Final = 15.0
+"""Seconds for which nobody else tries to rescue a room."""
+_CLAIM: Final = "rescued_by"
+_SETTLE: Final = 0.3
+_AT_ONCE: Final = 8
+_DEADLINE: Final = 10.0
+
+
+class Claims(Protocol):
+    """Agrees among workers who rescues a room."""
+
+    async def claim(self, room: api.Room) -> bool:
+        """Whether it is us; True for at most one worker within CLAIM_TTL seconds."""
+
+    async def aclose(self) -> None:
+        """Let go of what it holds open."""
+
+
+class MetadataClaims:
+    """Through the room's metadata: the last to write wins, and finds its own name there a moment later."""
+
+    def __init__(self, livekit: api.LiveKitAPI, name: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._livekit = livekit
+        self._name = name
+        self._clock = clock
+
+    async def claim(self, room: api.Room) -> bool:
+        """As the protocol says. Metadata that is no JSON object belongs to somebody and is left alone: no agreement,
+        and a second agent leaves a room where it finds a first."""
+        found = _object(room.metadata)
+        if found is None:
+            return True
+        earlier = found.get(_CLAIM)
+        if isinstance(earlier, list) and len(earlier) == 2 and _recent(earlier[1], self._clock()):
+            return False
+        mine = [self._name, round(self._clock(), 3)]
+        metadata = json.dumps({**found, _CLAIM: mine})
+        await self._livekit.room.update_room_metadata(api.UpdateRoomMetadataRequest(room=room.name, metadata=metadata))
+        await asyncio.sleep(_SETTLE)
+        rooms = (await self._livekit.room.list_rooms(api.ListRoomsRequest(names=[room.name]))).rooms
+        return any((_object(now.metadata) or {}).get(_CLAIM) == mine for now in rooms)
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
+
+class RedisClaims:
+    """Through Redis; where it does not answer, as if nobody else were there: a second agent leaves by itself."""
+
+    def __init__(self, url: str, name: str) -> None:
+        from redis.asyncio import Redis
+
+        self._redis: Any = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
+        self._name = name
+
+    async def claim(self, room: api.Room) -> bool:
+        """As the protocol says."""
+        from redis.exceptions import RedisError
+
+        try:
+            return bool(await self._redis.set(f"toy:rescue:{room.sid}", self._name, nx=True, ex=round(CLAIM_TTL)))
+        except (RedisError, OSError) as error:
+            log.warning("rescues cannot be agreed upon", error=type(error).__name__)
+            return True
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+class Rescuer:
+    """Looks for forsaken rooms until it is cancelled.
+
+    `serving` are the names of the rooms this worker has a visit in; `able` tells whether it could take one more.
+    `wake` makes it look at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        livekit: api.LiveKitAPI,
+        claims: Claims,
+        *,
+        serving: Callable[[], frozenset[str]],
+        able: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._agent_name = settings.agent_name
+        self._livekit = livekit
+        self._claims = claims
+        self._serving = serving
+        self._able = able
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._served: dict[str, float] = {}
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look, for ever; what goes wrong is logged and tried again."""
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(_DEADLINE):
+                    await self.look()
+                failures = 0
+            except (api.TwirpError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …: an outage is not a flood of lines
+                    log.warning("forsaken rooms cannot be looked for", error=type(error).__name__, times=failures)
+            pause = EVERY * random.uniform(2 / 3, 4 / 3)
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def look(self) -> int:
+        """Look once; the number of rooms that were given an agent. Raises TwirpError and aiohttp's errors."""
+        serving = self._serving()
+        self._remember(serving)
+        if not self._able():
+            return 0
+        rooms = (await self._livekit.room.list_rooms(api.ListRoomsRequest())).rooms
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def check(room: api.Room) -> bool:
+            async with gate:
+                return await self._check(room)
+
+        foreign = [room for room in rooms if room.name not in serving and _is_ours(room.name)]
+        return sum(await asyncio.gather(*(check(room) for room in foreign)))
+
+    def _remember(self, serving: frozenset[str]) -> None:
+        """Which rooms had a visit of ours a moment ago: an agent that is still seen there may be a dead one."""
+        now = self._clock()
+        self._served = {room: at for room, at in self._served.items() if now - at < 60}
+        self._served.update(dict.fromkeys(serving, now))
+
+    async def _check(self, room: api.Room) -> bool:
+        people = (await self._livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))).participants
+        identity = identify_room(room.name).participant_identity
+        device = next((person for person in people if person.identity == identity), None)
+        agents = [person for person in people if person.kind == ParticipantInfo.Kind.AGENT]
+        if device is None or self._clock() - device.joined_at < PATIENCE:
+            return False
+        if agents and not self._is_dead(room.name, agents):
+            return False
+        if not await self._claims.claim(room):
+            return False
+        for agent in agents:
+            await self._livekit.room.remove_participant(
+                api.RoomParticipantIdentity(room=room.name, identity=agent.identity)
+            )
+        await self._livekit.agent_dispatch.create_dispatch(
+            api.CreateAgentDispatchRequest(agent_name=self._agent_name, room=room.name, metadata=RESCUE)
+        )
+        self._served.pop(room.name, None)
+        meter.count("toy_rooms_rescued")
+        log.warning("a device was alone in its room, an agent is sent")
+        return True
+
+    def _is_dead(self, room: str, agents: list[ParticipantInfo]) -> bool:
+        """Whether these are the remains of a visit of ours that has just died: LiveKit shows them for a while."""
+        left = self._served.get(room)
+        return left is not None and all(agent.joined_at <= left for agent in agents)
+
+
+def _is_ours(name: str) -> bool:
+    try:
+        identify_room(name)
+    except IdentityError:
+        return False
+    return True
+
+
+def _object(metadata: str) -> dict[str, Any] | None:
+    if not metadata:
+        return {}
+    try:
+        found = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _recent(at: object, now: float) -> bool:
+    return isinstance(at, int | float) and abs(now - at) < CLAIM_TTL
+
+
+async def watch_rooms(
+    stack: AsyncExitStack,
+    settings: Settings,
+    *,
+    serving: Callable[[], frozenset[str]],
+    able: Callable[[], bool],
+) -> Rescuer:
+    """Begin to look; ends with `stack`."""
+    livekit = api.LiveKitAPI(
+        settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
+    )
+    stack.push_async_callback(livekit.aclose)
+    name = secrets.token_hex(8)
+    claims = RedisClaims(settings.redis_url, name) if settings.redis_url else MetadataClaims(livekit, name)
+    stack.push_async_callback(claims.aclose)
+    rescuer = Rescuer(settings, livekit, claims, serving=serving, able=able)
+    stack.push_async_callback(cancel_and_wait, asyncio.create_task(rescuer.run(), name="rescuer"))
+    return rescuer
