@@ -50,7 +50,7 @@ def env_example() -> str:
         for name in names:
             field = Settings.model_fields[name]
             example = str((field.examples or [""])[0])
-            default = text_of(field.default)
+            default = text_of(field.default) if field.default_factory is None else ""
             lines.append(f"# {' '.join((field.description or '').split())}")
             lines.append(f"# {name.upper()}={default or example}")
     return "\n".join(lines) + "\n"
@@ -63,7 +63,7 @@ def table() -> str:
         parts += ["", f"**{heading}**", "", "| variable | default | meaning |", "| --- | --- | --- |"]
         for name in names:
             field = Settings.model_fields[name]
-            default = text_of(field.default)
+            default = text_of(field.default) if field.default_factory is None else ""
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             parts.append(f"| `{name.upper()}` | {f'`{default}`' if default else ''} | {meaning} |")
     return "\n".join([*parts, "", END])

@@ -261,7 +261,7 @@ class Settings(BaseSettings):
     mem0_deadline_ms: int = Field(default=600, ge=10, le=30000, examples=["600"])
     """How long the briefing waits for memories, in milliseconds; later ones join at the next turn."""
     redis_url: RedisUrl = Field(default=None, examples=["redis://redis:6379/0"])
-    """Redis for device cache and outbox shared by several machines."""
+    """Redis through which workers agree who takes over a forsaken room. Empty: through the room's metadata."""
 
     # Outbox
     outbox_max_age: float = Field(default=7 * 86400.0, ge=60, examples=["604800"])
@@ -278,7 +278,7 @@ class Settings(BaseSettings):
         default_factory=lambda: dict(LIST_PRICES),
         examples=['{"gpt-4.1-mini":{"input":0.4,"cached_input":0.1,"output":1.6}}'],
     )
-    """Prices by model, as JSON: per million tokens or characters, per minute of sound (`minute`)."""
+    """Prices by model, as JSON: per million tokens or characters, per minute of sound (`minute`). Empty: list prices."""
     budget_per_visit: float = Field(default=0.0, ge=0, examples=["0.50"])
     """A visit that has cost so much ends with a goodbye; 0: no limit."""
     budget_per_day: float = Field(default=0.0, ge=0, examples=["2.00"])

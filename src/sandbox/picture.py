@@ -23,12 +23,29 @@ class Moment:
     ms: float | None
 
 
+@dataclass(frozen=True)
+class Span:
+    """Something that lasted, in milliseconds on the moments' scale. `row` 0 is the lowest."""
+
+    name: str
+    starts_ms: float
+    ends_ms: float
+    row: int = 0
+
+
 def draw_visit(
-    path: Path, samples: Pcm, rate: int, starts_ms: float, moments: Sequence[Moment], *, title: str = "A visit"
+    path: Path,
+    samples: Pcm,
+    rate: int,
+    starts_ms: float,
+    moments: Sequence[Moment],
+    *,
+    spans: Sequence[Span] = (),
+    title: str = "A visit",
 ) -> None:
     """Write a PNG: the beginning with every moment named above the waveform, and below it the visit as a whole.
 
-    `starts_ms` is the time of the first sample on the moments' scale.
+    `starts_ms` is the time of the first sample on the moments' scale; `spans` are bands under the whole visit.
     """
     import matplotlib
 
@@ -43,7 +60,7 @@ def draw_visit(
     zoom_ends = min(ends_ms, max([400.0, *(moment.ms or 0.0 for moment in early)]) * 1.25)
 
     figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(11, 6.2), height_ratios=[2.2, 1], layout="constrained", dpi=130
+        2, 1, figsize=(12, 7.2), height_ratios=[1.7, 1], layout="constrained", dpi=130
     )
     try:
         figure.suptitle(title, fontsize=14, fontweight="bold", color=_INK)
@@ -54,6 +71,7 @@ def draw_visit(
         top.set_title("The beginning", loc="left", fontsize=10, color=_INK)
         bottom.set_title("The whole visit", loc="left", fontsize=10, color=_INK)
         bottom.set_xlabel("milliseconds since the device had joined")
+        _bands(bottom, spans)
         figure.canvas.draw()
         _mark(figure, top, early, colours, named=early)
         _mark(figure, bottom, reached, colours, named=[moment for moment in reached if moment not in early])
@@ -94,6 +112,26 @@ def _waveform(axes: Any, samples: Pcm, rate: int, starts_ms: float, shown: tuple
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _bands(axes: Any, spans: Sequence[Span]) -> None:
+    """Below the waveform, a row for each kind of thing."""
+    if not spans:
+        return
+    low, high = axes.get_ylim()
+    rows = max(span.row for span in spans) + 1
+    height = (high - low) * 0.16
+    for span in spans:
+        colour = _COLOURS[span.row]
+        bottom = low - height * (rows - span.row)
+        axes.broken_barh(
+            [(span.starts_ms, span.ends_ms - span.starts_ms)], (bottom, height * 0.85), color=colour, alpha=0.3
+        )
+        axes.text(
+            span.starts_ms, bottom + height * 0.4, f" {span.name}", fontsize=8, color=colour, va="center", clip_on=True
+        )
+    axes.set_ylim(low - height * rows, high)
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
 
 
 def _mark(
