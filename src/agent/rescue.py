@@ -23,6 +23,7 @@ from livekit.protocol.models import ParticipantInfo
 
 from agent.device.identity import identify_room
 from agent.errors import IdentityError
+from agent.serving import take_dead
 from agent.settings import Settings
 from agent.telemetry.meter import meter
 from agent.values import RESCUE
@@ -35,6 +36,8 @@ PATIENCE: Final = 3.0
 """Seconds a device may be alone: its own dispatch is under way."""
 CLAIM_TTL: Final = 15.0
 """Seconds for which nobody else tries to rescue a room."""
+SHOWN_DEAD: Final = 60.0
+"""Seconds for which the end of one of this machine's agents is remembered: LiveKit shows it for some twenty."""
 _CLAIM: Final = "rescued_by"
 _SETTLE: Final = 0.3
 _AT_ONCE: Final = 8
@@ -120,14 +123,14 @@ class Rescuer:
         able: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._agent_name = settings.agent_name
+        self._settings = settings
         self._livekit = livekit
         self._claims = claims
         self._serving = serving
         self._able = able
         self._clock = clock
         self._wake = asyncio.Event()
-        self._served: dict[str, float] = {}
+        self._dead: dict[str, float] = {}
 
     def wake(self) -> None:
         """Look now."""
@@ -155,7 +158,10 @@ class Rescuer:
     async def look(self) -> int:
         """Look once; the number of rooms that were given an agent. Raises TwirpError and aiohttp's errors."""
         serving = self._serving()
-        self._remember(serving)
+        now = self._clock()
+        for dead in await asyncio.to_thread(take_dead, self._settings):
+            self._dead[dead.agent] = now
+        self._dead = {agent: at for agent, at in self._dead.items() if now - at < SHOWN_DEAD}
         if not self._able():
             return 0
         rooms = (await self._livekit.room.list_rooms(api.ListRoomsRequest())).rooms
@@ -168,12 +174,6 @@ class Rescuer:
         foreign = [room for room in rooms if room.name not in serving and _is_ours(room.name)]
         return sum(await asyncio.gather(*(check(room) for room in foreign)))
 
-    def _remember(self, serving: frozenset[str]) -> None:
-        """Which rooms had a visit of ours a moment ago: an agent that is still seen there may be a dead one."""
-        now = self._clock()
-        self._served = {room: at for room, at in self._served.items() if now - at < 60}
-        self._served.update(dict.fromkeys(serving, now))
-
     async def _check(self, room: api.Room) -> bool:
         people = (await self._livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))).participants
         identity = identify_room(room.name).participant_identity
@@ -181,7 +181,7 @@ class Rescuer:
         agents = [person for person in people if person.kind == ParticipantInfo.Kind.AGENT]
         if device is None or self._clock() - device.joined_at < PATIENCE:
             return False
-        if agents and not self._is_dead(room.name, agents):
+        if any(agent.identity not in self._dead for agent in agents):
             return False
         if not await self._claims.claim(room):
             return False
@@ -190,17 +190,11 @@ class Rescuer:
                 api.RoomParticipantIdentity(room=room.name, identity=agent.identity)
             )
         await self._livekit.agent_dispatch.create_dispatch(
-            api.CreateAgentDispatchRequest(agent_name=self._agent_name, room=room.name, metadata=RESCUE)
+            api.CreateAgentDispatchRequest(agent_name=self._settings.agent_name, room=room.name, metadata=RESCUE)
         )
-        self._served.pop(room.name, None)
         meter.count("toy_rooms_rescued")
         log.warning("a device was alone in its room, an agent is sent")
         return True
-
-    def _is_dead(self, room: str, agents: list[ParticipantInfo]) -> bool:
-        """Whether these are the remains of a visit of ours that has just died: LiveKit shows them for a while."""
-        left = self._served.get(room)
-        return left is not None and all(agent.joined_at <= left for agent in agents)
 
 
 def _is_ours(name: str) -> bool:

@@ -278,7 +278,7 @@ class Settings(BaseSettings):
         default_factory=lambda: dict(LIST_PRICES),
         examples=['{"gpt-4.1-mini":{"input":0.4,"cached_input":0.1,"output":1.6}}'],
     )
-    """Prices by model, as JSON: per million tokens or characters, per minute of sound (`minute`). Empty: list prices."""
+    """Prices by model, as JSON: a million tokens or characters, a minute of sound (`minute`). Empty: list prices."""
     budget_per_visit: float = Field(default=0.0, ge=0, examples=["0.50"])
     """A visit that has cost so much ends with a goodbye; 0: no limit."""
     budget_per_day: float = Field(default=0.0, ge=0, examples=["2.00"])

@@ -47,6 +47,7 @@ from agent.greeting.bank import Greeting
 from agent.outbox.sqlite import outbox_store
 from agent.outbox.writer import OutboxWriter
 from agent.process import Kit
+from agent.serving import Served, ServingMark
 from agent.speaker.speaker import Speaker
 from agent.telemetry.cost import UsageMeter
 from agent.telemetry.meter import meter
@@ -142,6 +143,7 @@ class Visit:
         self.link.on(EndPrompt, self._on_end_prompt)
         self.speaker.on_audible = self._on_audible
         self._fetching = self.spawn(self._fetch(), "briefing")
+        self.spawn(self._mark_serving(), "serving mark")
         self._open_providers()
         self._remember()
         if self.settings.budget_per_day:
@@ -223,6 +225,7 @@ class Visit:
         )
         keeper = ResumeKeeper(self._resume_store(), self.device.mac, self._snapshot)
         keeper.start()
+        keeper.changed()
         conversation.session.on("conversation_item_added", lambda _: keeper.changed())
         playback.on_change = keeper.changed
         self._stack.push_async_callback(keeper.aclose)
@@ -269,6 +272,11 @@ class Visit:
         """Nobody is left to greet: what has not been reached is not tried any more."""
         if self._steps is not None:
             self._steps.cancel()
+
+    async def _mark_serving(self) -> None:
+        mark = ServingMark(self.settings)
+        self._stack.push_async_callback(asyncio.to_thread, mark.clear)
+        await asyncio.to_thread(mark.set, Served(self.ctx.job.room.name, self.ctx.token_claims().identity))
 
     def _open_providers(self) -> None:
         plan = self.kit.shared.plan

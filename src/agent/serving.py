@@ -1,0 +1,84 @@
+"""Which rooms this machine's visits are in, as files that tell of a visit's death even when nothing else can.
+
+A visit holds a lock on its file while it lives; the kernel lets go of it however the process ends. LiveKit shows a dead
+agent for some twenty seconds: whoever finds a file without its lock knows at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from agent.settings import Settings
+from agent.state import private_dir
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A room's name and the identity of our agent in it."""
+
+    room: str
+    agent: str
+
+
+class ServingMark:
+    """The file of one visit. `set` and `clear` block for a moment: call them in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = _folder(settings)
+        self._path: Path | None = None
+        self._file = -1
+
+    def set(self, served: Served) -> None:
+        """This visit lives. Raises OSError."""
+        private_dir(self._folder)
+        draft = self._folder / f"{uuid.uuid4().hex}.draft"
+        self._file = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(self._file, json.dumps([served.room, served.agent]).encode())
+        self._path = draft.with_suffix(".json")
+        draft.rename(self._path)  # found only once it is whole and locked
+
+    def clear(self) -> None:
+        """It has ended in order. Safe to call twice, and without `set`."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def take_dead(settings: Settings) -> list[Served]:
+    """The visits of this machine that have died, each told once. Blocking."""
+    found = []
+    for path in _folder(settings).glob("*.json"):
+        try:
+            file = os.open(path, os.O_RDWR)
+        except FileNotFoundError:  # its visit has just ended
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            room, agent = json.loads(os.read(file, 65_536))
+            path.unlink(missing_ok=True)
+            found.append(Served(str(room), str(agent)))
+        except BlockingIOError:  # it lives
+            continue
+        except ValueError:
+            log.warning("a visit's mark cannot be read", file=path.name)
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(file)
+    return found
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.state_dir / "run" / "visits"
