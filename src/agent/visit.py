@@ -32,6 +32,7 @@ from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
 from agent.conversation.resume import Resumed, ResumeKeeper, ResumeStore, Snapshot
 from agent.conversation.tools import Toolbox
+from agent.conversation.turn_taking import noise_cancellation
 from agent.device.identity import identify_room
 from agent.device.link import DeviceLink
 from agent.device.messages import (
@@ -88,7 +89,7 @@ class Visit:
         self.log = log.bind(**who)
         self.link = DeviceLink(ctx.room, self.device.participant_identity)
         self.presence = Presence(self.link.send)
-        self.ear = Ear(ctx.room, self.device.participant_identity)
+        self.ear = Ear(ctx.room, self.device.participant_identity, noise_cancellation=noise_cancellation(self.settings))
         self.speaker = Speaker()
         self.desk = BriefingDesk(self.settings, mac=self.device.mac, room_name=ctx.job.room.name)
         self.known: Briefing | None = None

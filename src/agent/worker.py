@@ -20,6 +20,7 @@ from agent.admission import RateLimit
 from agent.briefing.manager_api import ManagerApiClient
 from agent.briefing.mem0_process import Mem0Process, open_memory, self_hosted
 from agent.conversation.history import chat_deliverer, memory_deliverer
+from agent.conversation.turn_taking import noise_cancellation
 from agent.device.identity import identify_room
 from agent.errors import IdentityError
 from agent.health import HealthServer, WorkerState
@@ -130,8 +131,10 @@ async def start_background(settings: Settings, stack: AsyncExitStack, hub: Metri
 async def serve(settings: Settings, *, devmode: bool = False) -> int:
     """Run until SIGTERM or SIGINT; a second signal ends at once. Returns the exit code.
 
-    The first signal drains: no new rooms, and visits have `DRAIN_TIMEOUT` seconds to end by themselves.
+    The first signal drains: no new rooms, and visits have `DRAIN_TIMEOUT` seconds to end by themselves. Raises
+    SettingsError for a setting whose package is absent.
     """
+    noise_cancellation(settings)  # its package is missed now rather than by the first child
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     signals = 0

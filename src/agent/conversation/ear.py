@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
 import structlog
 from livekit import rtc
@@ -21,11 +22,13 @@ class Ear(io.AudioInput):
     """The session's audio input: 16 kHz mono frames of the device's microphone, in order, none lost before the start.
 
     Make it before connecting; it listens to the microphone of `identity` alone and follows it when the device comes
-    back. At most MAX_KEPT_SECONDS wait for the session; the oldest beyond are dropped and counted in `dropped`.
+    back. `noise_cancellation` is LiveKit's filter for it, None for none. At most MAX_KEPT_SECONDS wait for the session;
+    the oldest beyond are dropped and counted in `dropped`.
     """
 
-    def __init__(self, room: rtc.Room, identity: str) -> None:
+    def __init__(self, room: rtc.Room, identity: str, *, noise_cancellation: Any = None) -> None:
         super().__init__(label="Ear")
+        self._noise_cancellation = noise_cancellation
         self._room = room
         self._identity = identity
         self._frames: deque[rtc.AudioFrame] = deque()
@@ -64,7 +67,12 @@ class Ear(io.AudioInput):
             return
         self._leave_stream()
         self._stream = rtc.AudioStream(
-            track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=FRAME_MS, capacity=0
+            track,
+            sample_rate=SAMPLE_RATE,
+            num_channels=1,
+            frame_size_ms=FRAME_MS,
+            capacity=0,
+            noise_cancellation=self._noise_cancellation,
         )
         self._task = asyncio.create_task(self._hear(self._stream), name="ear")
 
