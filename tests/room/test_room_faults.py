@@ -90,11 +90,11 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
     await device.leave()
 
     # Longer than the greeting and the first words of the child take together.
-    providers.mem0.search_behaviour.first = 12.0
+    providers.mem0.search_behaviour.first = 9.0
     device = await greeted(world, other)
     first = len(providers.chat.calls)
     await talk(device, HELLO)
-    assert "Bruno" not in told(providers, first), "12 s are not"
+    assert "Bruno" not in told(providers, first), "9 s are not"
     await world.worker.wait_for_line(lambda line: line.event == "memory_late", timeout=30)
     second = len(providers.chat.calls)
     await talk(device, AGAIN)
@@ -107,29 +107,32 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
 async def test_nothing_is_lost_when_everything_is_down_and_the_worker_is_killed(
     start_world: StartWorld, providers: ProviderServer
 ) -> None:
-    world = await start_world(env=env(providers))
+    world = await start_world(env=env(providers), warm=2)
     manager = world.manager
     assert manager is not None
-    device = await greeted(world)
     manager.fail(Fault.ERROR, Call.CHAT_REPORT)
     providers.mem0.add_behaviour.fail(Fault.HANG)
+    device = await greeted(world)
     await talk(device, HELLO)
+    await device.leave()
+    await visit_ended(world)
+    device = await greeted(world)
     await talk(device, AGAIN)
-    # The greeting may have been delivered before the Manager API failed; four lines and a memory wait.
+    # Two greetings, two questions, two answers, and what the first visit leaves to remember.
     for _ in range(100):
-        if await waiting_items(world.worker) >= 5:
+        if await waiting_items(world.worker) >= 7:
             break
         await device.wait_for_silence(0.2)
-    assert await waiting_items(world.worker) >= 5
+    assert await waiting_items(world.worker) >= 7
     os.killpg(world.worker.pid, signal.SIGKILL)
     await device.leave()
     manager.heal()
     providers.mem0.add_behaviour.heal()
     async with WorkerProcess(world._environment(), cwd=world.folder) as second:
-        await second.wait_until(lambda: len(manager.reports) >= 5, timeout=60, what="every chat line")
+        await second.wait_until(lambda: len(manager.reports) >= 6, timeout=60, what="every chat line")
         await second.wait_until(lambda: bool(providers.mem0.memories), timeout=60, what="the memory")
     lines = [line["content"] for line in manager.reports]
-    assert lines[1:] == [HELLO, ANSWERS[HELLO], AGAIN, ANSWERS[AGAIN]], "in order"
+    assert [*lines[1:3], *lines[4:]] == [HELLO, ANSWERS[HELLO], AGAIN, ANSWERS[AGAIN]], "in order"
     assert set(Counter(line["idempotencyKey"] for line in manager.reports).values()) == {1}
     remembered = [memory.memory for memory in providers.mem0.memories]
     assert remembered.count(HELLO) == 1
