@@ -130,11 +130,14 @@ async def visit(world: World, song: Pcm, rounds: int) -> dict[str, list[float]]:
 async def long_story(world: World, minutes: float) -> dict[str, Any]:
     """Gaps at the device over 20 ms, and the visit's memory, over a story in real time."""
     device = world.device()
+    earlier = len(world.worker.events("greeting finished"))
     await device.join()
     await device.wait_for_state("speaking", timeout=WAIT)
     await device.wait_for_silence(1.0, timeout=WAIT)
-    greeted = await world.worker.wait_for_line(lambda line: line.event == "greeting finished", timeout=WAIT)
-    process = psutil.Process(int(greeted.fields["pid"]))
+    await world.worker.wait_until(
+        lambda: len(world.worker.events("greeting finished")) > earlier, timeout=WAIT, what="the end of the greeting"
+    )
+    process = psutil.Process(int(world.worker.events("greeting finished")[-1].fields["pid"]))
     await begin(device, wish("play_story", story_name=STORY))
     begun = device.heard.length
     memory = []
