@@ -8,6 +8,7 @@ made after the fork. A part that fails leaves its process degraded, never dead.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import threading
@@ -114,6 +115,8 @@ def _load() -> Shared:
     library = part("library", lambda: services.prepare(settings), None)
     plan = part("providers", lambda: ProviderPlan(settings), None)
     writer = part("prompt", lambda: PromptWriter(token_budget=settings.prompt_token_budget), None)
+    if settings.mcp_servers:
+        part("mcp", lambda: importlib.import_module("agent.conversation.mcp_tools"), None)
     return Shared(settings, bank, vad, library, plan, writer, parts_ms, problems)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from livekit.agents import AgentSession
@@ -29,7 +29,6 @@ from agent.conversation.control_words import Control
 from agent.conversation.ear import Ear
 from agent.conversation.emotion import Emotion
 from agent.conversation.history import ChatHistory
-from agent.conversation.mcp_tools import McpTools
 from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
@@ -47,6 +46,9 @@ from agent.greeting.bank import Greeting
 from agent.settings import Settings
 from agent.speaker.ambience import Ambience
 from agent.speaker.speaker import Speaker
+
+if TYPE_CHECKING:
+    from agent.conversation.mcp_tools import McpTools
 
 log = structlog.get_logger(__name__)
 
@@ -158,6 +160,9 @@ class Conversation:
         await session.start(companion, record=False, session_host=False)
         self._started = True
         if self.able and scene.settings.mcp_servers:
+            # Half a second of imports, and only some need it; the forkserver has made them by now.
+            from agent.conversation.mcp_tools import McpTools
+
             self._mcp = McpTools(scene.settings.mcp_servers)
             scene.spawn(self._join_tools(companion, self._mcp), "MCP tools")
         if greeting is None and self.able:

@@ -1,0 +1,53 @@
+"""Tools of MCP servers: a real server's join, one that is away costs nothing but its tools."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from agent.conversation.mcp_tools import McpTools
+from sandbox.processes import REPO, ManagedProcess, free_port, plain_environment
+
+PROGRAM = """
+import sys
+from mcp.server import MCPServer
+
+server = MCPServer("toys")
+
+
+@server.tool()
+def roll_dice(sides: int = 6) -> str:
+    "Roll a dice."
+    return f"one of {sides}"
+
+
+server.run(transport="streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    port = free_port()
+    process = ManagedProcess(
+        "an MCP server", [sys.executable, "-c", PROGRAM, str(port)], env=plain_environment({}), cwd=REPO
+    )
+    async with process:
+        await process.wait_for_line(lambda line: "running on" in line.text, timeout=30, what="its address")
+        yield f"http://127.0.0.1:{port}/mcp"
+
+
+async def test_tools_of_a_server_join_and_one_that_is_away_costs_only_its_own(address: str) -> None:
+    servers = McpTools([f"http://127.0.0.1:{free_port()}/mcp", address])
+    try:
+        names = [tool.id for tool in await servers.fetch()]
+    finally:
+        await servers.aclose()
+    assert names == ["roll_dice"]
+
+
+async def test_no_server_is_no_tool() -> None:
+    servers = McpTools([])
+    assert await servers.fetch() == []
+    await servers.aclose()
