@@ -152,6 +152,14 @@ def visits() -> dict[str, Any]:
                 "A minute.",
             ),
             lines("Length of visits", "s", {name: p(share, "toy_visit_seconds") for name, share in three.items()}),
+            lines("Songs and stories begun", "reqps", {"{{kind}}": rate("toy_titles_started", "kind")}),
+            lines("And ended", "reqps", {"{{kind}} {{reason}}": rate("toy_titles_stopped", "kind, reason")}),
+            lines(
+                "Requests for titles", "reqps", {"{{kind}} {{outcome}}": rate("toy_library_searches", "kind, outcome")}
+            ),
+            lines("Finding a title", "s", {"{{kind}} p95": p(0.95, "toy_library_search_seconds", "kind")}),
+            lines("Tools the model used", "reqps", {"{{tool}} {{outcome}}": rate("toy_tool_calls", "tool, outcome")}),
+            lines("Control words", "reqps", {"{{control}}": rate("toy_control_words", "control")}),
         ],
     )
 
@@ -192,6 +200,12 @@ def services() -> dict[str, Any]:
             lines("Outbox: results", "reqps", {"{{kind}} {{result}}": rate("toy_outbox_results", "kind, result")}),
             lines("Load", "short", {"visits": "sum(toy_visits_active)", "capacity": "sum(toy_visits_capacity)"}),
             lines("Rooms refused", "reqps", {"{{reason}}": rate("toy_refused", "reason")}),
+            lines(
+                "Devices found alone",
+                "short",
+                {"rescued": "sum(increase(toy_rooms_rescued_total[$__rate_interval]))"},
+                "Their visit or worker had died, or none was there when they came.",
+            ),
             lines("Processes", "short", {"{{role}}": "sum by (role) (toy_processes)"}),
             lines(
                 "Memory",

@@ -213,7 +213,7 @@ async def test_a_visit_that_talks_is_in_the_books_and_a_budget_ends_the_next_wit
         await device.wait_for_message(
             "speech_created", where=lambda message: message.data.get("text") == goodbye["text"], timeout=1
         )
-        await device.wait_for_mark("agent_left", timeout=20)
+        await device.wait_for_mark("left", timeout=20)
         books = read_costs(world.folder / "state" / "cost.db", days=2)
         assert sum(row["cost"] for row in books) == pytest.approx(usage["cost"], abs=1e-6)
         samples = parse((await world.worker.health("/metrics"))[1])
@@ -221,7 +221,7 @@ async def test_a_visit_that_talks_is_in_the_books_and_a_budget_ends_the_next_wit
         assert total(samples, "toy_cost_total") == pytest.approx(usage["cost"], abs=1e-6)
         again = world.device(mac=device.mac)
         await again.join()
-        await again.wait_for_mark("agent_left", timeout=60)
+        await again.wait_for_mark("left", timeout=60)
         assert again.heard.first_loud is not None
         assert len(world.worker.events("budget is exhausted, the visit ends")) == 2
 
