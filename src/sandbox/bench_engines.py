@@ -161,7 +161,8 @@ def reader(name: str, folder: Path, size: int, pipe: Connection) -> None:
         begun = time.perf_counter()
         search = ENGINES[name](folder).open()
         opened = (time.perf_counter() - begun) * 1000
-        plain, filtered = [], []
+        plain: list[float] = []
+        filtered: list[float] = []
         for number in range(60):
             for samples, section in ((plain, None), (filtered, titles[number].section)):
                 begun = time.perf_counter()

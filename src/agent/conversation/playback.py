@@ -109,7 +109,7 @@ class Playback:
     # Playing
 
     def start(self, titles: Sequence[Title], *, held: bool = False) -> None:
-        """Play these instead of what plays; `held`: load now, and sound with `release`."""
+        """Play these instead of what plays; `held`: load now, and sound with `begin`."""
         self._endless = None
         self._play(titles, held=held)
 
@@ -118,6 +118,11 @@ class Playback:
         if held or self._child_speaks:
             self.player.pause(Hold.SPEECH)
         else:
+            self.release()
+
+    def begin(self) -> None:
+        """What was started `held` may sound, unless the child speaks again: then it waits for it."""
+        if not self._child_speaks:
             self.release()
 
     def release(self) -> None:

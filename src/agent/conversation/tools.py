@@ -126,7 +126,7 @@ class Toolbox:
             return f"“{title.title}” comes next."
         self._playback.start([title], held=True)
         await context.wait_for_playout()
-        self._playback.release()
+        self._playback.begin()
         return None
 
     @function_tool
