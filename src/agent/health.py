@@ -23,6 +23,8 @@ _MB_PER_ROOM = 100
 _REASONS: Final = ("identity", "full", "rate", "device_rate")
 LOAD_TARGET: Final = 0.6
 """Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
+ACCEPTED_S: Final = 6.0
+"""For so long a room that was accepted may wait for its process."""
 WARM_GRACE_S: Final = 10.0
 """For so long no process may be warm before rooms are sent elsewhere: a burst takes them all for a moment."""
 
@@ -39,6 +41,7 @@ class WorkerState:
         self._clock = clock
         self._warm_at = float("-inf")
         self._server: AgentServer | None = None
+        self._accepted: dict[str, float] = {}
 
     def attach(self, server: AgentServer) -> None:
         """Follow this server's registration and jobs."""
@@ -50,10 +53,18 @@ class WorkerState:
         """Rooms with a visit now."""
         return len(self._server.active_jobs) if self._server is not None and self.registered else 0
 
+    def accept(self, room: str) -> None:
+        """A room was accepted; its visit begins as soon as a process is free."""
+        now = self._clock()
+        self._accepted = {name: at for name, at in self._accepted.items() if now - at < ACCEPTED_S}
+        self._accepted[room] = now
+
     def rooms(self) -> frozenset[str]:
-        """Names of the rooms with a visit now."""
+        """Names of the rooms with a visit now, or about to have one."""
         jobs = self._server.active_jobs if self._server is not None and self.registered else []
-        return frozenset(job.job.room.name for job in jobs)
+        now = self._clock()
+        accepted = (name for name, at in self._accepted.items() if now - at < ACCEPTED_S)
+        return frozenset([*(job.job.room.name for job in jobs), *accepted])
 
     def can_rescue(self) -> bool:
         """Whether this worker could take a room that nobody serves."""

@@ -60,6 +60,7 @@ from agent.values import RESCUE, device_key
 log = structlog.get_logger(__name__)
 
 _HANG_UP_DEADLINE: Final = 3.0
+_JOB_IDENTITY: Final = "agent-AJ_"  # what the framework calls the agent of a job
 _LEFT_FOR_GOOD: Final = frozenset(
     {
         rtc.DisconnectReason.CLIENT_INITIATED,
@@ -155,10 +156,7 @@ class Visit:
         single = {"auto": None, "true": True, "false": False}[self.settings.single_peer_connection]
         await self.ctx.connect(single_peer_connection=single)
         self.timeline.mark("connected")
-        if self.ctx.job.metadata == RESCUE and any(
-            participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-            for participant in self.ctx.room.remote_participants.values()
-        ):
+        if self._is_second():
             self.leave("another agent was there first")
             return
         self.link.start()
@@ -491,6 +489,13 @@ class Visit:
         await cancel_and_wait(*self._tasks)
 
     # The device's coming and going
+
+    def _is_second(self) -> bool:
+        """Whether another job's agent is here: a rescue and a late first job may meet, and a room has one track."""
+        return any(
+            other.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT and other.identity.startswith(_JOB_IDENTITY)
+            for other in self.ctx.room.remote_participants.values()
+        )
 
     def _device_here(self) -> bool:
         return self.device.participant_identity in self.ctx.room.remote_participants

@@ -83,6 +83,7 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
             log.warning("room refused", reason="its device comes too often", job_id=request.id)
             await request.reject(terminate=True)
         else:
+            state.accept(request.room.name)
             await request.accept()
 
     async def elsewhere(request: JobRequest, why: str, reason: str) -> None:
