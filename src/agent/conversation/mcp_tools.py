@@ -37,5 +37,8 @@ class McpTools:
             return []
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        await asyncio.gather(*(server.aclose() for server in self._servers), return_exceptions=True)
+        """Close every connection; one that cannot be closed is logged."""
+        outcomes = await asyncio.gather(*(server.aclose() for server in self._servers), return_exceptions=True)
+        for server, outcome in zip(self._servers, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                log.warning("an MCP server cannot be left in order", server=server.url, error=type(outcome).__name__)
