@@ -101,6 +101,7 @@ class Visit:
         self.playback: Playback | None = None
         self.providers: Providers | None = None
         self.recollection: Recollection | None = None
+        self.memories: Sequence[str] = ()
         self.resumed: Resumed | None = None
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -190,7 +191,8 @@ class Visit:
         self._stack.push_async_callback(outbox.aclose)
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
         self._stack.push_async_callback(history.aclose)
-        memories = await self.recollection.in_time() if self.recollection is not None else None
+        if self.recollection is not None:
+            self.memories = await self.recollection.in_time() or ()
         briefing = self.briefing = await self._fetching
         history.decide(
             chat_history=briefing.chat_history if self.settings.manager_api_url is not None else 0,
@@ -216,7 +218,7 @@ class Visit:
         self.record.watch(conversation.session)
         earlier = self.resumed.chat if self.resumed is not None else None
         await conversation.start(
-            self._write_prompt(briefing, memories or (), language),
+            self._write_prompt(briefing, language),
             greeting=self.greeting,
             earlier=earlier,
             tools=self._toolbox(playback, language).tools,
@@ -317,7 +319,7 @@ class Visit:
             assert self.briefing is not None
             self.briefing = replace(self.briefing, prompt=template)
             if self.conversation is not None:
-                await self.conversation.instruct(self._write_prompt(self.briefing, (), language))
+                await self.conversation.instruct(self._write_prompt(self.briefing, language))
 
         return Toolbox(
             playback,
@@ -332,6 +334,8 @@ class Visit:
         await self.greeted.wait()
         playing = self.resumed.playing if self.resumed is not None else None
         if playing is not None and await playback.restore(playing):
+            if self.device.mode != "conversation":
+                playback.go_on_endlessly(self.device.mode)
             return
         if self.device.mode != "conversation":
             await playback.play_any(self.device.mode, endless=True)
@@ -358,10 +362,10 @@ class Visit:
         playing = self.playback.snapshot() if self.playback is not None else None
         return Snapshot(self.conversation.context, playing, greeted_returning=self.resumed is not None)
 
-    def _write_prompt(self, briefing: Briefing, memories: Sequence[str], language: str | None) -> Prompt:
+    def _write_prompt(self, briefing: Briefing, language: str | None) -> Prompt:
         writer = self.kit.shared.writer or PromptWriter(token_budget=self.settings.prompt_token_budget)
         now = datetime.now(self.zone)
-        return writer.write(briefing.prompt, briefing.child, memories, language=language, now=now)
+        return writer.write(briefing.prompt, briefing.child, self.memories, language=language, now=now)
 
     async def _fetch(self) -> Briefing:
         self.resumed = await asyncio.to_thread(self._find_earlier) if self.settings.resume_window else None

@@ -175,8 +175,10 @@ def reader(name: str, folder: Path, size: int, pipe: Connection) -> None:
         pipe.recv()
         search(vectors[0], None)
         pipe.send("reads on")
+    except EOFError:
+        return  # nobody asks any more: another reader could not even open
     except Exception as error:  # noqa: BLE001 — an engine that cannot is a finding of this benchmark, and it is printed
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        pipe.send(f"{type(error).__name__}: {str(error)[:90]}")
 
 
 def measure(name: str, size: int) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def measure(name: str, size: int) -> dict[str, Any]:
                 after = [pipe.recv() if pipe.poll(60) else "silent" for pipe, _ in pipes]
                 refreshed = "yes" if all(answer == "reads on" for answer in after) else str(after[0])
             except Exception as error:  # noqa: BLE001 — as above
-                refreshed = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+                refreshed = f"{type(error).__name__}: {str(error)[:60]}"
         for pipe, process in pipes:
             pipe.close()
             process.join(20)

@@ -33,6 +33,8 @@ AFTER_WORDS: Final = 8.0
 RECENTLY: Final = 180.0
 """Seconds for which "go on" and "again" mean what was stopped."""
 HISTORY_MAX: Final = 200
+GIVE_UP_AFTER: Final = 3
+"""Titles in a row that could not be played, after which an endless room falls silent."""
 
 
 class Playback:
@@ -70,6 +72,11 @@ class Playback:
         self.on_change: Callable[[], None] | None = None
         self._history: list[int] = []
         self._endless: Kind | None = None
+        self._failures = 0
+        self._wishes = 0
+        self._awaits_words = False
+        self.stops = 0
+        """How often everything was stopped: a title that was looked for before that is wanted no more."""
         self._stopped_at = float("-inf")
         self._child_speaks = False
         self._agent_state = "listening"
@@ -110,10 +117,12 @@ class Playback:
 
     def start(self, titles: Sequence[Title], *, held: bool = False) -> None:
         """Play these instead of what plays; `held`: load now, and sound with `begin`."""
-        self._endless = None
+        self._endless, self._failures = None, 0
         self._play(titles, held=held)
 
     def _play(self, titles: Sequence[Title], *, held: bool = False, start_ms: int = 0) -> None:
+        self._wishes += 1
+        self._awaits_words = held
         self.player.play(titles, start_ms=start_ms)
         if held or self._child_speaks:
             self.player.pause(Hold.SPEECH)
@@ -128,37 +137,53 @@ class Playback:
     def release(self) -> None:
         """Nobody speaks any more: what is held goes on."""
         self._cancel_timer()
+        self._awaits_words = False
         self.player.resume(Hold.SPEECH)
 
     async def play_any(self, kind: Kind, *, endless: bool = False) -> bool:
         """Play a title that was not heard yet; `endless`: one after the other. False where there is none."""
-        try:
-            answer = await self.find(kind)
-        except (Unavailable, LibraryError) as error:
-            log.warning("nothing can be played", kind=kind, reason=str(error))
-            answer = None
-        if answer is None or answer.title is None:
-            await self._sorry("not_found")
-            return False
-        self.start([answer.title])
-        self._endless = kind if endless else None
-        return True
+        played = await self._play_found(kind)
+        if played and endless:
+            self.go_on_endlessly(kind)
+        return played
 
     async def play_wish(self, kind: Kind, request: str, section: str | None) -> None:
         """What the parent's app asks for; what cannot be played is said."""
+        self._failures = 0
+        await self._play_found(kind, request, section)
+
+    async def _play_found(self, kind: Kind, request: str = "", section: str | None = None) -> bool:
+        """False where there is none, and where something else was wanted while it was looked for."""
+        self._wishes += 1
+        wish = self._wishes
         try:
-            answer = await self.find(kind, request, section)
+            title = (await self.find(kind, request, section)).title
         except (Unavailable, LibraryError) as error:
-            log.warning("a wish cannot be played", kind=kind, reason=str(error))
-            answer = None
-        if answer is None or answer.title is None:
+            log.warning("nothing can be played", kind=kind, reason=str(error))
+            title = None
+        if wish != self._wishes:
+            return False
+        if title is None:
             await self._sorry("not_found")
-        else:
-            self.start([answer.title])
+            return False
+        self._endless = None
+        self._play([title])
+        return True
+
+    def go_on_endlessly(self, kind: Kind) -> None:
+        """After what plays now, play one title of this kind after the other."""
+        self._endless = kind
+
+    def end_after_title(self) -> None:
+        """End playing with the current title."""
+        self._endless = None
+        self.player.sleep_after_title()
 
     def stop(self) -> None:
-        """Silence media at once and forget the queue."""
+        """Silence media at once, and forget the queue and what is being looked for."""
         self._endless = None
+        self._wishes += 1
+        self.stops += 1
         self._cancel_timer()
         self.player.stop(fade=False)
         self.player.resume(Hold.SPEECH)
@@ -228,7 +253,8 @@ class Playback:
         if state == "thinking" or self._child_speaks:
             return
         current = self.player.current
-        if state != "speaking" or (current is not None and current.kind == "music"):
+        under_words = current is not None and current.kind == "music" and not self._awaits_words
+        if state != "speaking" or under_words:
             self.release()
         else:
             self._cancel_timer()
@@ -299,13 +325,24 @@ class Playback:
         meter.count("toy_titles_stopped", kind=title.kind, reason=reason.value)
         self._link.send(music_playback_stopped())
         self._changed()
+        if reason is StopReason.ENDED:
+            self._failures = 0
         if reason is StopReason.ENDED and self._endless is not None and not self.player.upcoming and not self._closed:
             self._spawn(self.play_any(self._endless, endless=True), "next title")
 
     def problem(self, title: Title, error: MediaError) -> None:
         """It cannot be played, or not to its end; the next one plays, and this is said."""
         log.warning("title cannot be played", kind=title.kind, title_id=title.id, error=str(error))
-        self._spawn(self._sorry("not_found"), "missing title")
+        self._failures += 1
+        self._history = [*self._history, title.id][-HISTORY_MAX:]
+        self._spawn(self._after_problem(), "missing title")
+
+    async def _after_problem(self) -> None:
+        wishes = self._wishes
+        await self._sorry("not_found")
+        idle = self.player.current is None and wishes == self._wishes
+        if idle and self._endless is not None and self._failures < GIVE_UP_AFTER:
+            await self.play_any(self._endless, endless=True)
 
     def _changed(self) -> None:
         if self.on_change is not None:

@@ -110,6 +110,7 @@ class Toolbox:
         self, context: RunContext[None], kind: Kind, request: str, section: str, *, queue: bool
     ) -> str | None:
         tool = f"play_{kind}"
+        stops = self._playback.stops
         try:
             answer = await self._playback.find(kind, request.strip()[:200], section.strip()[:60] or None)
         except (Unavailable, LibraryError) as error:
@@ -121,6 +122,8 @@ class Toolbox:
             _count(tool, "failed")
             return _not_found(kind, answer)
         _count(tool, "done")
+        if stops != self._playback.stops:
+            return None
         if queue and self._playback.player.current is not None:
             self._playback.player.add([title])
             return f"“{title.title}” comes next."
@@ -167,7 +170,7 @@ class Toolbox:
                 player.sleep_in(minutes * 60)
                 return f"It stops in {minutes:g} minutes."
             case "sleep_after_this":
-                player.sleep_after_title()
+                playback.end_after_title()
                 return "It stops after this one."
         playback.release()
         return None if done else NOTHING
