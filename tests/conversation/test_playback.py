@@ -167,7 +167,7 @@ def nowhere(loaded: Settings, tmp_path: Path) -> Settings:
     return loaded.model_copy(update={"catalogue_dir": tmp_path / "empty"})
 
 
-def toolbox(visit: Visit) -> Toolbox:
+def toolbox(visit: Visit) -> Any:
     anything = cast("Any", None)
     return Toolbox(visit.playback, anything, zone=anything, switch=anything, goodbye=anything)
 
