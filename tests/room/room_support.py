@@ -10,6 +10,7 @@ import psutil
 from sandbox.audio import align, blocks, read_wav
 from sandbox.device import Device
 from sandbox.processes import REPO, Line
+from sandbox.providers import ProviderServer
 from sandbox.world import World
 
 GREETINGS = REPO / "greetings"
@@ -69,3 +70,13 @@ def longest_gap_ms(device: Device, name: str = "en_default") -> float:
     reference, rate = read_wav(GREETINGS / f"{name}.wav")
     offsets = [offset for offset, correlation, _ in blocks(device.heard.samples, reference, rate) if correlation > 0.5]
     return max(abs(b - a) for a, b in pairwise(offsets)) * 1000 / rate
+
+
+def provider_settings(providers: ProviderServer) -> dict[str, str]:
+    """Settings of a worker that hears, thinks and speaks with these stand-ins."""
+    return {"STT_BASE_URL": providers.v1, "LLM_BASE_URL": providers.v1, "TTS_BASE_URL": providers.v1}
+
+
+def memory_settings(providers: ProviderServer) -> dict[str, str]:
+    """And remembers with them."""
+    return {"MEM0_ENABLED": "true", "MEM0_HOST": providers.url, "MEM0_API_KEY": "sandbox"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from room_support import visit_ended
+from room_support import memory_settings, provider_settings, visit_ended
 
 from sandbox.manager_api import DEMO_MAC
 from sandbox.providers import ProviderServer
@@ -26,14 +26,7 @@ async def providers() -> AsyncIterator[ProviderServer]:
 
 
 def _env(providers: ProviderServer) -> dict[str, str]:
-    return {
-        "STT_BASE_URL": providers.v1,
-        "LLM_BASE_URL": providers.v1,
-        "TTS_BASE_URL": providers.v1,
-        "MEM0_ENABLED": "true",
-        "MEM0_HOST": providers.url,
-        "MEM0_API_KEY": "sandbox",
-    }
+    return {**provider_settings(providers), **memory_settings(providers)}
 
 
 async def test_a_child_is_heard_answered_and_remembered(start_world: StartWorld, providers: ProviderServer) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
-from room_support import own_errors, visit_ended
+from room_support import memory_settings, own_errors, provider_settings, visit_ended
 
 from agent.briefing.memory import user_id
 from agent.values import DeviceMac
@@ -36,15 +36,7 @@ async def providers() -> AsyncIterator[ProviderServer]:
 
 
 def env(providers: ProviderServer, **more: str) -> dict[str, str]:
-    return {
-        "STT_BASE_URL": providers.v1,
-        "LLM_BASE_URL": providers.v1,
-        "TTS_BASE_URL": providers.v1,
-        "MEM0_ENABLED": "true",
-        "MEM0_HOST": providers.url,
-        "MEM0_API_KEY": "sandbox",
-        **more,
-    }
+    return {**provider_settings(providers), **memory_settings(providers), **more}
 
 
 async def greeted(world: World, mac: str = DEMO_MAC) -> Device:

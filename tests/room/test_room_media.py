@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from room_support import own_errors, visit_ended
+from room_support import own_errors, provider_settings, visit_ended
 
 from agent.library import catalogue
 from agent.settings import Settings
@@ -67,9 +67,7 @@ def env(providers: ProviderServer, loaded_state: Path, tmp_path: Path) -> dict[s
         "STATE_DIR": str(state),
         "MODEL_DIR": str(models if models.exists() else state / "models"),
         "CATALOGUE_DIR": str(SAMPLE),
-        "STT_BASE_URL": providers.v1,
-        "LLM_BASE_URL": providers.v1,
-        "TTS_BASE_URL": providers.v1,
+        **provider_settings(providers),
     }
 
 
