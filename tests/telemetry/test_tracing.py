@@ -67,6 +67,19 @@ class Collector:
                 await self.came.wait()
 
 
+def check_moments(marks: dict[str, float], turns: list[dict[str, float]]) -> None:
+    """Every moment of a visit with one turn is there, and they are in order."""
+    way = ["job_received", "job_accepted", "process_given", "connected", "published", "subscribed", "first_frame"]
+    end = ["greeting_end", "leaving", "end"]
+    for order in ([*way, *end], ["process_given", "briefing_prompt", "briefing_ready", "session_ready", *end[1:]]):
+        assert [marks[name] for name in order] == sorted(marks[name] for name in order)
+    assert {f"briefing_{part}" for part in ("agent_id", "prompt", "models", "child")} <= set(marks)
+    (turn,) = [turn for turn in turns if "speech_end_at" in turn]
+    assert marks["first_word"] < turn["speech_end_at"] < turn["transcript_at"] <= turn["end_of_turn_at"]
+    assert turn["speech_end_at"] < turn["first_token_at"] < turn["first_audio_at"] < marks["end"]
+    assert turn["first_audio_at"] - turn["speech_end_at"] == pytest.approx(turn["total_ms"], abs=20)
+
+
 async def test_a_visit_is_a_trace_without_a_word_of_the_child() -> None:
     manager = ManagerApi()
     async with (
@@ -86,7 +99,12 @@ async def test_a_visit_is_a_trace_without_a_word_of_the_child() -> None:
         assert attributes["visit"].string_value == device.visit
         assert attributes["enable_parallel_api"].string_value == "on"
         children = {span.name: span for span in collector.spans if span.parent_span_id == visit.span_id}
-        assert set(children) >= {"dispatch", "connect", "publish", "greeting", "briefing", "session"}
+        assert set(children) >= {"dispatch", "connect", "publish", "greeting", "briefing", "session", "turn"}
+        assert {event.name for event in children["turn"].events} == {"transcript", "end_of_turn", "first_token"}
+        greeted = await world.worker.wait_for_line(lambda line: line.event == "greeting finished", timeout=20)
+        assert set(greeted.fields["sources"]) == {"agent_id", "prompt", "models", "child"}
+        ended = await world.worker.wait_for_line(lambda line: line.event == "visit ended", timeout=20)
+        check_moments(ended.fields["marks"], ended.fields["turns"])
         for span in children.values():
             assert visit.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
             assert span.end_time_unix_nano <= visit.end_time_unix_nano

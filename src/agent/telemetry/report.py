@@ -49,7 +49,8 @@ class Visit:
             yield "greeting", first - max(begun, min(self.marks.get("device_came", begun), first))
         for turn in self.turns:
             for part, took in turn.items():
-                yield f"turn {part.removesuffix('_ms')}", took
+                if part.endswith("_ms"):
+                    yield f"turn {part.removesuffix('_ms')}", took
 
 
 def read_lines(lines: Iterable[str]) -> dict[str, Visit]:

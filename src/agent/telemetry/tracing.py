@@ -68,8 +68,11 @@ def trace_visit(timeline: Timeline, attributes: Mapping[str, Any]) -> None:
         return
     marks = timeline.marks
 
+    def moment(at_ms: float) -> int:
+        return int((timeline.t0_wall + at_ms / 1000) * 1_000_000_000)
+
     def at(name: str) -> int:
-        return int((timeline.t0_wall + marks[name] / 1000) * 1_000_000_000)
+        return moment(marks[name])
 
     begun = min(marks, key=lambda name: marks[name], default=None)
     ended = max(marks, key=lambda name: marks[name], default=None)
@@ -85,6 +88,14 @@ def trace_visit(timeline: Timeline, attributes: Mapping[str, Any]) -> None:
     for name, first, last in _SPANS:
         if first in marks and last in marks and marks[first] <= marks[last]:
             tracer.start_span(name, context=inside, start_time=at(first)).end(at(last))
+    for turn in timeline.turns:
+        said, sounded = turn.get("speech_end_at"), turn.get("first_audio_at")
+        if said is not None and sounded is not None and marks[begun] <= said <= sounded <= marks[ended]:
+            span = tracer.start_span("turn", context=inside, start_time=moment(said))
+            for name in ("transcript_at", "end_of_turn_at", "first_token_at"):
+                if name in turn:
+                    span.add_event(name.removesuffix("_at"), timestamp=moment(turn[name]))
+            span.end(moment(sounded))
     visit.end(at(ended))
 
 

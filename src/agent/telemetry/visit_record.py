@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from livekit.agents import AgentSession
 from livekit.agents.llm import ChatMessage
-from livekit.agents.voice import ConversationItemAddedEvent, UserInputTranscribedEvent
+from livekit.agents.voice import ConversationItemAddedEvent, SpeechCreatedEvent, UserInputTranscribedEvent
 
 from agent.settings import Rollout, Settings
 from agent.telemetry.lag import LagProbe
@@ -21,6 +21,7 @@ _STAGES: Final = {
     "llm_node_ttft": "first_token",
     "tts_node_ttfb": "first_voice",
 }
+_PREPARED_KEPT: Final = 8
 
 
 def variants(settings: Settings, mac: DeviceMac) -> dict[str, str]:
@@ -45,6 +46,9 @@ class VisitRecord:
         self._how = {"language": "none", "source": "live"}
         self._sounded = False
         self._understood = False
+        self._session: AgentSession[Any] | None = None
+        self._prepared: dict[str, float] = {}
+        self._turn: dict[str, float] = {}
 
     def begin(self, warm: Mapping[str, bool]) -> None:
         """The job has begun; `warm` says of each service whether the process had it ready."""
@@ -85,6 +89,11 @@ class VisitRecord:
         total = timings_ms.get("total")
         if total is not None:
             mode = "parallel" if self.variants["enable_parallel_api"] == "on" else "serial"
+            begun = self.timeline.now() - total
+            for part, took in timings_ms.items():
+                if part in sources:
+                    self.timeline.mark_at(f"briefing_{part}", begun + took)
+                    begun += took if mode == "serial" else 0.0
             self._meter.observe("toy_briefing_fetch_seconds", total / 1000, mode=mode)
         for part, source in sources.items() if asked else ():
             result = problems.get(part, "ok")
@@ -94,6 +103,8 @@ class VisitRecord:
 
     def watch(self, session: AgentSession[Any]) -> None:
         """Follow a session's words and turns until it closes."""
+        self._session = session
+        session.on("speech_created", self._on_speech)
         session.on("user_input_transcribed", self._on_words)
         session.on("conversation_item_added", self._on_item)
 
@@ -120,6 +131,12 @@ class VisitRecord:
         if event.transcript.strip():
             self.word()
 
+    def _on_speech(self, event: SpeechCreatedEvent) -> None:
+        # Replies are prepared that are never said: only the latest can still be.
+        self._prepared[event.speech_handle.id] = self.timeline.now()
+        while len(self._prepared) > _PREPARED_KEPT:
+            del self._prepared[next(iter(self._prepared))]
+
     def _on_item(self, event: ConversationItemAddedEvent) -> None:
         if not isinstance(event.item, ChatMessage):
             return
@@ -132,8 +149,33 @@ class VisitRecord:
             found["total"] = total
             self._meter.observe("toy_turn_seconds", total)
             self._by_variant("turn", total)
-        if found:
-            self.timeline.turn({f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in found.items()})
+        moments = self._moments(event.item.role, report, found)
+        moments.update({f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in found.items()})
+        if not moments:
+            return
+        if event.item.role == "user" or "first_audio_at" in self._turn or not self._turn:
+            self._turn = {}
+            self.timeline.turn(self._turn)
+        self._turn.update(moments)
+
+    def _moments(self, role: str, report: Mapping[str, Any], found: Mapping[str, float]) -> dict[str, float]:
+        """When the parts of a turn were, on the visit's clock."""
+        moments: dict[str, float] = {}
+        if role == "user":
+            stopped = report.get("stopped_speaking_at")
+            if stopped:
+                said = moments["speech_end_at"] = self.timeline.at_wall(stopped)
+                for stage in ("transcript", "end_of_turn"):
+                    if stage in found:
+                        moments[f"{stage}_at"] = round(said + found[stage] * 1000, 2)
+            return moments
+        speech = self._session.current_speech if self._session is not None else None
+        asked = self._prepared.get(speech.id) if speech is not None else None
+        if asked is not None and "first_token" in found:
+            moments["first_token_at"] = round(asked + found["first_token"] * 1000, 2)
+        if sounded := report.get("started_speaking_at"):
+            moments["first_audio_at"] = self.timeline.at_wall(sounded)
+        return moments
 
 
 def _usable(seconds: Any) -> bool:
