@@ -119,7 +119,7 @@ async def check_memory_service(settings: Settings) -> Finding:
 async def check_redis(settings: Settings) -> Finding:
     """It answers a ping."""
     if settings.redis_url is None:
-        return skipped("not configured", "REDIS_URL lets workers of several machines agree who takes over a forsaken room")
+        return skipped("not configured", "REDIS_URL lets several machines agree who takes over a forsaken room")
     client = redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5)
     try:
         await client.ping()
