@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from livekit.agents import Agent, AgentSession, inference
-from livekit.agents.vad import VADEvent, VADEventType
+from livekit.agents.vad import VAD, VADEvent, VADEventType
 from provider_speech import frames, quiet, spoken
 
 from agent.conversation.turn_taking import (
@@ -55,8 +55,8 @@ def test_aec_warmup_is_off_unless_set(seconds: float, expected: float | None) ->
     assert session_options(settings(aec_warmup=seconds), age=None)["aec_warmup_duration"] == expected
 
 
-async def vad_events(*sounds: object) -> list[VADEvent]:
-    stream = load_vad().stream()
+async def vad_events(*sounds: object, detector: VAD | None = None) -> list[VADEvent]:
+    stream = (detector or load_vad()).stream()
     for frame in frames(*sounds):  # type: ignore[arg-type]
         stream.push_frame(frame)
     stream.end_input()
@@ -69,6 +69,14 @@ async def vad_events(*sounds: object) -> list[VADEvent]:
     await asyncio.wait_for(listen(), 20)
     await stream.aclose()
     return events
+
+
+async def test_a_quiet_hour_adds_nothing_to_what_a_session_keeps() -> None:
+    detector, told = load_vad(), list[object]()
+    detector.on("metrics_collected", told.append)
+    events = await vad_events(quiet(3.0), detector=detector)
+    assert len(events) > 60
+    assert told == []
 
 
 async def test_the_silence_that_ends_speech_is_reported_ahead_of_the_end() -> None:
