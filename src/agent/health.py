@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,6 +21,8 @@ from agent.telemetry.hub import MetricsHub
 
 _ROOMS_PER_CORE = 10
 _MB_PER_ROOM = 100
+CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
+"""Where a container reads its own limits (cgroup version 2)."""
 _REASONS: Final = ("identity", "full", "rate", "device_rate")
 LOAD_TARGET: Final = 0.6
 """Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
@@ -137,11 +140,34 @@ class WorkerState:
         hub.replace("toy_refused", {(reason,): self.refused[reason] for reason in {*_REASONS, *self.refused}})
 
 
-def default_capacity() -> int:
-    """Rooms that cores and memory of this machine carry."""
-    cores = len(os.sched_getaffinity(0))
-    memory_mb = psutil.virtual_memory().total // 2**20
-    return max(1, min(cores * _ROOMS_PER_CORE, memory_mb // _MB_PER_ROOM))
+def default_capacity(group: Path = CONTROL_GROUP) -> int:
+    """Rooms that cores and memory carry, of this machine or of the container where that has less."""
+    total_mb, _ = memory_mb(group)
+    return max(1, min(int(cores(group) * _ROOMS_PER_CORE), total_mb // _MB_PER_ROOM))
+
+
+def cores(group: Path = CONTROL_GROUP) -> float:
+    """Cores that this process may use, of the machine or of the container where that has less."""
+    usable = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return min(usable, int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # not in a container, or one without a limit ("max")
+        return usable
+
+
+def memory_mb(group: Path = CONTROL_GROUP) -> tuple[int, int]:
+    """All and free memory in MB, of the machine or of the container where that has less."""
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        limit, used = "max", 0
+    if limit.isdigit() and int(limit) < total:
+        total, available = int(limit), max(0, min(available, int(limit) - used))
+    return total // 2**20, available // 2**20
 
 
 class HealthServer:

@@ -18,9 +18,9 @@ import pytest
 from agent.doctor.checks import Check, Finding, ok, run_checks
 from agent.doctor.command import examine
 from agent.doctor.livekit import clock_skew
-from agent.doctor.machine import check_disk, check_files, check_greetings, check_memory, check_outbox, memory_mb
+from agent.doctor.machine import check_disk, check_files, check_greetings, check_memory, check_outbox
 from agent.errors import Unauthorised
-from agent.health import HealthServer, WorkerState
+from agent.health import HealthServer, WorkerState, cores, default_capacity, memory_mb
 from agent.outbox.items import OutboxItem
 from agent.outbox.sqlite import outbox_store
 from agent.settings import Settings
@@ -301,6 +301,23 @@ def test_a_containers_memory_counts_where_it_is_less(tmp_path: Path) -> None:
     assert memory_mb(tmp_path) == (512, 12)
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_mb(tmp_path)[0] == memory_mb(tmp_path / "none")[0]
+
+
+@pytest.mark.parametrize("written", ["max 100000\n", "", "nonsense\n", "100000 0\n", "99999900000 100000\n"])
+def test_a_container_without_a_limit_has_the_machines_cores(tmp_path: Path, written: str) -> None:
+    (tmp_path / "cpu.max").write_text(written)
+    assert cores(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_the_default_capacity_is_that_of_the_container(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert cores(tmp_path) == 0.5
+    assert default_capacity(tmp_path) == 5
+    (tmp_path / "memory.max").write_text(f"{300 * 2**20}\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    assert default_capacity(tmp_path) == 3
+    (tmp_path / "memory.max").write_text("1\n")
+    assert default_capacity(tmp_path) == 1
 
 
 def test_what_waits_too_long_in_the_outbox_is_told(tmp_path: Path) -> None:

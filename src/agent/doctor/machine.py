@@ -6,15 +6,12 @@ import asyncio
 import resource
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Final
-
-import psutil
 
 from agent.briefing.device_file import load_device_file
 from agent.doctor.checks import Check, Finding, failed, ok, skipped, warning
 from agent.greeting.bank import GreetingBank
-from agent.health import default_capacity
+from agent.health import default_capacity, memory_mb
 from agent.library import model_files
 from agent.outbox.sqlite import outbox_store
 from agent.settings import Settings
@@ -148,20 +145,6 @@ def check_memory(settings: Settings) -> Finding:
     if needed > available:
         return warning(f"{told}, {available} MB of {total} are free just now", advice)
     return ok(f"{told}, {available} MB of {total} are free")
-
-
-def memory_mb(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """All and free memory in MB, of the machine or of the container where that has less."""
-    machine = psutil.virtual_memory()
-    total, available = machine.total, machine.available
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        limit, used = "max", 0
-    if limit.isdigit() and int(limit) < total:
-        total, available = int(limit), max(0, min(available, int(limit) - used))
-    return total // 2**20, available // 2**20
 
 
 def check_outbox(settings: Settings) -> Finding:
