@@ -155,7 +155,7 @@ async def cost(visits: int, turns: int, out: Path) -> dict[str, Any]:
 
 
 def ratio_interval(values: Sequence[float], base: Sequence[float], *, draws: int = 5000) -> tuple[float, float]:
-    """Between what the ratio of the medians lies with 95 % confidence: by bootstrap, as nothing is known of the shape."""
+    """Between what the ratio of the medians lies with 95 % confidence, by bootstrap: no shape is assumed."""
     rng = np.random.default_rng(1)
     mine, other = (rng.choice(np.asarray(each), (draws, len(each))) for each in (values, base))
     found = np.median(mine, axis=1) / np.median(other, axis=1)
