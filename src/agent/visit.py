@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from datetime import datetime
-from functools import cached_property, partial
 from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
-from livekit import rtc
 from livekit.agents import JobContext
 from livekit.agents.utils.aio import cancel_and_wait
 from livekit.api import TwirpError
 
+from agent.acquaintance import Acquaintance
+from agent.attendance import Attendance
 from agent.briefing.desk import BriefingDesk
 from agent.briefing.mem0_process import open_memory
 from agent.briefing.memory import Recollection, user_id
 from agent.briefing.profile import Briefing
-from agent.briefing.prompt import Prompt, PromptWriter
 from agent.conversation.conversation import Conversation, Scene
 from agent.conversation.ear import Ear
 from agent.conversation.history import ChatHistory
 from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
-from agent.conversation.resume import Resumed, ResumeKeeper, ResumeStore, Snapshot
+from agent.conversation.resume import ResumeKeeper, Snapshot
 from agent.conversation.tools import Toolbox
 from agent.conversation.turn_taking import noise_cancellation
 from agent.device.identity import identify_room
@@ -43,7 +38,8 @@ from agent.device.messages import (
     PlayStory,
     speech_created,
 )
-from agent.errors import AllProvidersFailed, ResumeError
+from agent.device.pulse import Pulse
+from agent.errors import AllProvidersFailed
 from agent.greeting.bank import Greeting
 from agent.outbox.sqlite import outbox_store
 from agent.outbox.writer import OutboxWriter
@@ -55,20 +51,11 @@ from agent.telemetry.meter import meter
 from agent.telemetry.timeline import Timeline
 from agent.telemetry.tracing import flush_traces, trace_visit
 from agent.telemetry.visit_record import VisitRecord
-from agent.values import RESCUE, device_key
+from agent.values import device_key
 
 log = structlog.get_logger(__name__)
 
 _HANG_UP_DEADLINE: Final = 3.0
-_JOB_IDENTITY: Final = "agent-AJ_"  # what the framework calls the agent of a job
-_LEFT_FOR_GOOD: Final = frozenset(
-    {
-        rtc.DisconnectReason.CLIENT_INITIATED,
-        rtc.DisconnectReason.ROOM_DELETED,
-        rtc.DisconnectReason.USER_REJECTED,
-        rtc.DisconnectReason.PARTICIPANT_REMOVED,
-    }
-)
 
 
 class Visit:
@@ -92,20 +79,25 @@ class Visit:
         self.presence = Presence(self.link.send)
         self.ear = Ear(ctx.room, self.device.participant_identity, noise_cancellation=noise_cancellation(self.settings))
         self.speaker = Speaker()
+        self.attendance = Attendance(
+            ctx.room,
+            self.device.participant_identity,
+            grace=self.settings.device_grace,
+            leave=self.leave,
+            on_dropped=self._on_dropped,
+            on_came=self._on_came,
+            on_room_lost=self._on_room_lost,
+        )
         self.desk = BriefingDesk(self.settings, mac=self.device.mac, room_name=ctx.job.room.name)
-        self.known: Briefing | None = None
-        self.briefing: Briefing | None = None
+        self.about = Acquaintance(ctx, self.device, self.kit.shared)
         self.greeting: Greeting | None = None
         self.greeted = asyncio.Event()
         self.conversation: Conversation | None = None
         self.playback: Playback | None = None
         self.providers: Providers | None = None
         self.recollection: Recollection | None = None
-        self.memories: Sequence[str] = ()
-        self.resumed: Resumed | None = None
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._waiting: asyncio.TimerHandle | None = None
         self._steps: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
 
@@ -140,7 +132,8 @@ class Visit:
         push(self.ear.aclose)
         push(self.link.aclose)
         push(self._end_tasks)
-        self._follow_device()
+        self.attendance.follow()
+        self._stack.callback(self.attendance.close)
         self.link.on(AbortPlayback, self._on_abort)
         self.link.on(CleanupRequest, lambda _: self.leave("cleanup requested"))
         self.link.on(EndPrompt, self._on_end_prompt)
@@ -157,7 +150,7 @@ class Visit:
         single = {"auto": None, "true": True, "false": False}[self.settings.single_peer_connection]
         await self.ctx.connect(single_peer_connection=single)
         self.timeline.mark("connected")
-        if self._is_second():
+        if self.attendance.second:
             self.leave("another agent was there first")
             return
         self.link.start()
@@ -166,13 +159,13 @@ class Visit:
 
     async def greet(self) -> None:
         """Say the recorded greeting as soon as the device listens; with what is known by then, waiting for nothing."""
-        if not self._device_here():
-            self._expect_device(self.settings.device_wait, "no device came")
+        if not self.attendance.here:
+            self.attendance.expect(self.settings.device_wait, "no device came")
         await self.speaker.wait_for_listener()
         self.timeline.mark("subscribed")
-        self._expect_device(None)
+        self.attendance.expect(None)
         if self.settings.enable_presynth_greeting.on_for(self.device.mac, "enable_presynth_greeting"):
-            self.greeting = self._choose()
+            self.greeting = self.about.greeting()
         if self.greeting is None:
             self.greeted.set()
             return
@@ -192,13 +185,13 @@ class Visit:
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
         self._stack.push_async_callback(history.aclose)
         if self.recollection is not None:
-            self.memories = await self.recollection.in_time() or ()
-        briefing = self.briefing = await self._fetching
+            self.about.memories = await self.recollection.in_time() or ()
+        briefing = await self._fetching
         history.decide(
             chat_history=briefing.chat_history if self.settings.manager_api_url is not None else 0,
             memory_user=user_id(self.device.mac) if self.recollection is not None else None,
         )
-        language = next((language for language in self.languages()[:-1] if language), None)
+        language = self.about.language
         scene = Scene(
             self.settings,
             self.link,
@@ -209,22 +202,22 @@ class Visit:
             history,
             self.providers,
             self.kit.shared.vad,
-            lambda purpose: self.kit.shared.bank.sentence(purpose, self.languages()),
+            lambda purpose: self.kit.shared.bank.sentence(purpose, self.about.languages()),
             self.timeline.mark,
             self.spawn,
         )
         conversation = self.conversation = Conversation(scene, briefing, language=language)
         self._stack.push_async_callback(conversation.aclose)
         self.record.watch(conversation.session)
-        earlier = self.resumed.chat if self.resumed is not None else None
+        earlier = self.about.resumed.chat if self.about.resumed is not None else None
         await conversation.start(
-            self._write_prompt(briefing, language),
+            self.about.prompt(),
             greeting=self.greeting,
             earlier=earlier,
-            tools=self._toolbox(playback, language).tools,
+            tools=self._toolbox(playback).tools,
             recollection=self.recollection,
         )
-        keeper = ResumeKeeper(self._resume_store(), self.device.mac, self._snapshot)
+        keeper = ResumeKeeper(self.about.resume_store(), self.device.mac, self._snapshot)
         keeper.start()
         keeper.changed()
         conversation.session.on("conversation_item_added", lambda _: keeper.changed())
@@ -239,7 +232,7 @@ class Visit:
     async def aclose(self) -> None:
         """Persist, then close everything in reverse order."""
         self.timeline.mark("end")
-        self._expect_device(None)
+        self.attendance.expect(None)
         await self._stack.aclose()
         self.log.info(
             "visit ended",
@@ -309,22 +302,27 @@ class Visit:
         )
         self._stack.push_async_callback(playback.aclose)
         self.spawn(playback.warm(), "media connection")
+        pulse = Pulse(
+            self.ctx.room,
+            self.device.participant_identity,
+            wanted=lambda: playback.sounding,
+            on_beat=playback.device_there,
+        )
+        self.spawn(pulse.run(), "the device's pulse")
         self.link.on(PlayMusic, lambda wish: playback.play_wish("music", wish.song_name or "", wish.language))
         self.link.on(PlayStory, lambda wish: playback.play_wish("story", wish.story_name or "", wish.category))
         return playback
 
-    def _toolbox(self, playback: Playback, language: str | None) -> Toolbox:
+    def _toolbox(self, playback: Playback) -> Toolbox:
         async def switch(mode: str) -> None:
-            template = await self.desk.update_mode(mode)
-            assert self.briefing is not None
-            self.briefing = replace(self.briefing, prompt=template)
+            self.about.change_character(await self.desk.update_mode(mode))
             if self.conversation is not None:
-                await self.conversation.instruct(self._write_prompt(self.briefing, language))
+                await self.conversation.instruct(self.about.prompt())
 
         return Toolbox(
             playback,
             self.link.calls,
-            zone=self.zone,
+            zone=self.about.zone,
             switch=switch,
             goodbye=lambda: self._say_goodbye("the child said goodbye"),
         )
@@ -332,7 +330,8 @@ class Visit:
     async def _play_on(self, playback: Playback) -> None:
         """Behind the greeting: what played when the device was last here, else what the room is for."""
         await self.greeted.wait()
-        playing = self.resumed.playing if self.resumed is not None else None
+        resumed = self.about.resumed
+        playing = resumed.playing if resumed is not None else None
         if playing is not None and await playback.restore(playing):
             if self.device.mode != "conversation":
                 playback.go_on_endlessly(self.device.mode)
@@ -344,84 +343,25 @@ class Visit:
         if self.conversation is not None:
             await self.conversation.say_recorded(purpose)
 
-    def _resume_store(self) -> ResumeStore:
-        return ResumeStore(self.settings.state_dir / "resume.db", window_s=self.settings.resume_window)
-
-    def _find_earlier(self) -> Resumed | None:
-        store = self._resume_store()
-        try:
-            return store.load(self.device.mac)
-        except ResumeError as error:
-            self.log.warning("conversations cannot be found again", error=str(error))
-            return None
-        finally:
-            store.close()
-
     def _snapshot(self) -> Snapshot:
         assert self.conversation is not None
         playing = self.playback.snapshot() if self.playback is not None else None
-        return Snapshot(self.conversation.context, playing, greeted_returning=self.resumed is not None)
-
-    def _write_prompt(self, briefing: Briefing, language: str | None) -> Prompt:
-        writer = self.kit.shared.writer or PromptWriter(token_budget=self.settings.prompt_token_budget)
-        now = datetime.now(self.zone)
-        return writer.write(briefing.prompt, briefing.child, self.memories, language=language, now=now)
+        return Snapshot(self.conversation.context, playing, greeted_returning=self.about.resumed is not None)
 
     async def _fetch(self) -> Briefing:
-        self.resumed = await asyncio.to_thread(self._find_earlier) if self.settings.resume_window else None
-        self.known = await self.desk.peek()
-        self.briefing = await self.desk.fetch()
+        briefing = await self.about.fetch(self.desk)
         self.record.briefed(
-            sources={part.value: source.value for part, source in self.briefing.sources.items()},
-            timings_ms=self.briefing.timings_ms,
-            problems=self.briefing.problems,
+            sources={part.value: source.value for part, source in briefing.sources.items()},
+            timings_ms=briefing.timings_ms,
+            problems=briefing.problems,
             asked=self.settings.manager_api_url is not None,
         )
         self.timeline.mark("briefing_ready")
-        return self.briefing
-
-    def _attribute(self, name: str) -> str | None:
-        participant = self.ctx.room.remote_participants.get(self.device.participant_identity)
-        return participant.attributes.get(name) if participant is not None else None
-
-    @cached_property
-    def zone(self) -> ZoneInfo:
-        """The device's time zone, else the setting's."""
-        for name in (self._attribute("time_zone"), self.settings.time_zone):
-            try:
-                if name:
-                    return ZoneInfo(name)
-            except (ZoneInfoNotFoundError, ValueError, OSError):
-                self.log.warning("the device's time zone is unknown")
-        return ZoneInfo("UTC")
-
-    def languages(self) -> list[str | None]:
-        """Languages known by now, best first."""
-        return [
-            self._attribute("language"),
-            _language_in(self.ctx.job.room.metadata),
-            self.briefing.language if self.briefing is not None else None,
-            self.known.language if self.known is not None else None,
-            self.settings.greeting_language,
-        ]
-
-    def _choose(self) -> Greeting | None:
-        known = self.briefing or self.known
-        bank = self.kit.shared.bank
-        languages = self.languages()
-        if known is not None and known.bind_code is not None:
-            return bank.bind_code(known.bind_code, languages) or bank.sentence("bind_first", languages)
-        if self.ctx.job.metadata == RESCUE and self.resumed is not None:
-            back = bank.sentence("im_back", languages)
-            if back is not None:
-                return back
-        age = known.child.age if known is not None and known.child is not None else None
-        returning = self.resumed is not None and not self.resumed.greeted_returning
-        return bank.choose(languages, age=age, returning=returning)
+        return briefing
 
     async def _report_greeting(self) -> None:
         await self.greeted.wait()
-        briefing = self.briefing
+        briefing = self.about.briefing
         self.log.info(
             "greeting finished",
             t0_wall=self.timeline.t0_wall,
@@ -459,6 +399,17 @@ class Visit:
         if self.conversation is not None:
             await self.conversation.goodbye(message.prompt)
 
+    def _on_came(self) -> None:
+        self.timeline.mark("device_came")
+
+    def _on_dropped(self, dropped: bool) -> None:
+        if self.playback is not None:
+            self.playback.dropped(dropped)
+
+    def _on_room_lost(self) -> None:
+        self.timeline.mark("disconnected")
+        self._give_up()
+
     def _on_providers_failed(self, error: AllProvidersFailed) -> None:
         if self.conversation is not None:
             self.conversation.apologise(error)
@@ -491,77 +442,6 @@ class Visit:
 
     async def _end_tasks(self) -> None:
         await cancel_and_wait(*self._tasks)
-
-    # The device's coming and going
-
-    def _is_second(self) -> bool:
-        """Whether another job's agent is here: a rescue and a late first job may meet, and a room has one track."""
-        return any(
-            other.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT and other.identity.startswith(_JOB_IDENTITY)
-            for other in self.ctx.room.remote_participants.values()
-        )
-
-    def _device_here(self) -> bool:
-        return self.device.participant_identity in self.ctx.room.remote_participants
-
-    def _follow_device(self) -> None:
-        room, identity = self.ctx.room, self.device.participant_identity
-
-        def on_left(participant: rtc.RemoteParticipant) -> None:
-            if participant.identity != identity:
-                return
-            if participant.disconnect_reason in _LEFT_FOR_GOOD:
-                self.leave("the device left")
-            else:
-                hold_media(True)
-                self._expect_device(self.settings.device_grace, "the device did not come back")
-
-        def on_came(participant: rtc.RemoteParticipant) -> None:
-            if participant.identity == identity:
-                self.timeline.mark("device_came")
-                self._expect_device(None)
-                hold_media(False)
-
-        def on_quality(participant: rtc.Participant, quality: int) -> None:
-            if participant.identity == identity:
-                hold_media(quality == rtc.ConnectionQuality.QUALITY_LOST)
-
-        def hold_media(dropped: bool) -> None:
-            if self.playback is not None:
-                self.playback.dropped(dropped)
-
-        def on_disconnected(*_: object) -> None:
-            self.timeline.mark("disconnected")
-            self._give_up()
-
-        events: list[tuple[Any, Callable[..., None]]] = [
-            ("participant_disconnected", on_left),
-            ("participant_connected", on_came),
-            ("connection_quality_changed", on_quality),
-            ("disconnected", on_disconnected),
-        ]
-        for event, handler in events:
-            room.on(event, handler)
-            self._stack.callback(room.off, event, handler)
-
-    def _expect_device(self, seconds: float | None, otherwise: str = "") -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-        if seconds is not None:
-            self._waiting = asyncio.get_running_loop().call_later(seconds, partial(self.leave, otherwise))
-
-
-def _language_in(metadata: str) -> str | None:
-    """`language` of a room's metadata, where that is a JSON object of reasonable size."""
-    if not metadata or len(metadata) > 16_384:
-        return None
-    try:
-        found = json.loads(metadata)
-    except (ValueError, RecursionError):
-        return None
-    language = found.get("language") if isinstance(found, dict) else None
-    return language if isinstance(language, str) else None
 
 
 def _dispatch_moments(ctx: JobContext) -> list[tuple[str, float]]:

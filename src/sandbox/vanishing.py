@@ -15,7 +15,8 @@ from sandbox.processes import Line, ManagedProcess, plain_environment
 
 
 class VanishingDevice(ManagedProcess):
-    """A `Device` whose marks and messages arrive as JSON lines: `{"mark": …}` and `{"type": …, "topic": …}`.
+    """A `Device` whose marks and messages arrive as JSON lines: `{"mark": …}`, `{"type": …, "topic": …}` and,
+    every quarter of a second, how many seconds it has heard since a title began: `{"heard_s": …}`.
 
     Ended by `drop()`, or by `stop()` with a goodbye.
     """
@@ -42,15 +43,22 @@ async def run(port: int, mac: str, room: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     told: set[str] = set()
     count = 0
+    begun: int | None = None
+    heard_s = 0.0
 
     def report() -> bool:
-        nonlocal count
+        nonlocal count, begun, heard_s
         for mark in device.marks.keys() - told:
             told.add(mark)
             print(json.dumps({"mark": mark}), flush=True)
         for message in device.messages[count:]:
             count += 1
             print(json.dumps({"type": message.type, "topic": message.topic, "json": message.json}), flush=True)
+            if message.type == "music_playback_started":
+                begun, heard_s = device.heard.length, 0.0
+        if begun is not None and (now := (device.heard.length - begun) / device.rate) >= heard_s + 0.25:
+            heard_s = now
+            print(json.dumps({"heard_s": round(now, 2)}), flush=True)
         return "left" in told
 
     async with Device(server, mac=mac, room=room) as device:

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from agent.conversation.playback import GIVE_UP_AFTER, Playback
+from agent.conversation.control_words import Control
+from agent.conversation.playback import GIVE_UP_AFTER, UNSURE_MS, Playback
 from agent.conversation.resume import Playing
 from agent.conversation.tools import Toolbox
 from agent.device.link import DeviceLink
@@ -27,6 +28,7 @@ from sandbox.processes import REPO
 
 SAMPLE = REPO / "sample"
 DEADLINE = 20.0
+RATE = 24_000
 
 
 class Gate:
@@ -274,6 +276,26 @@ async def test_an_endless_room_whose_titles_are_gone_says_so_and_gives_up(nowher
     finally:
         await visit.aclose()
     assert not visit.told
+
+
+async def test_a_device_that_drops_hears_again_what_it_has_missed(visit: Visit) -> None:
+    playback = visit.playback
+    assert await playback.play_any("story")
+    await visit.hear(3 * RATE)
+    playback.device_there()
+    await visit.hear(5 * RATE)  # nobody hears this: LiveKit tells of the loss seconds later
+    playback.dropped(True)
+    assert visit.quiet()
+    assert 2900 - UNSURE_MS <= playback.player.position_ms <= 3000
+    playback.dropped(True)
+    playback.dropped(False)
+    assert 2900 - UNSURE_MS <= playback.player.position_ms <= 3000
+    await visit.hear(RATE)
+    playback.control(Control.PAUSE)
+    assert visit.quiet()
+    playback.dropped(True)
+    playback.dropped(False)
+    assert visit.quiet(), "what the child has paused stays paused"
 
 
 async def test_what_played_goes_on_in_a_later_visit_at_its_second(visit: Visit, loaded: Settings) -> None:

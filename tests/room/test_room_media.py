@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from sandbox.manager_api import DEMO_MAC
 from sandbox.processes import REPO
 from sandbox.providers import ProviderServer
 from sandbox.replies import Rules, ToolCall
+from sandbox.vanishing import VanishingDevice
 from sandbox.world import World
 from world_support import StartWorld
 
@@ -218,3 +220,44 @@ async def test_a_music_room_plays_at_once_and_goes_on_when_the_device_comes_back
     await back.leave()
     await visit_ended(world, 2)
     assert not own_errors(world)
+
+
+async def test_a_device_that_vanishes_and_comes_back_has_missed_nothing_of_its_story(
+    start_world: StartWorld, env: dict[str, str]
+) -> None:
+    world = await start_world(env={**env, "DEVICE_GRACE": "90"})
+    room = f"{uuid.uuid4()}_{DEMO_MAC.replace(':', '')}_story"
+    async with VanishingDevice(world.server, mac=DEMO_MAC, room=room) as vanishing:
+        await vanishing.wait_for_line(
+            lambda line: line.fields.get("heard_s", 0) >= 4, timeout=60, what="4 s of a story"
+        )
+        await vanishing.drop()
+        told = [line.fields for line in vanishing.lines]
+    heard_s = max(line.get("heard_s", 0) for line in told)
+    (title,) = [line["json"]["title"] for line in told if line.get("type") == "music_playback_started"]
+    # LiveKit takes its time to find out; all the while the story goes on without a listener.
+    await world.worker.wait_for_line(
+        lambda line: line.event == "media waits for the device", timeout=60, what="the device is missed"
+    )
+    back = world.device(mac=DEMO_MAC, room=room)
+    await back.join()
+    await back.wait_for_sound(timeout=30)
+    begun = back.heard.length
+    at, correlation = align(sound_of(file_of(title)), await seconds_heard(back, begun, 2.0), RATE)
+    assert correlation > 0.6
+    # It was heard up to `heard_s` and a quarter of a second; the first sound back came before the part compared here.
+    since_back = begun - int(np.flatnonzero(np.abs(back.heard.samples.astype(np.int32)) > 300)[0])
+    assert -3.0 < (at - since_back) / RATE - heard_s < 0.5
+    assert back.audio_tracks == 1
+    await back.leave()
+    await visit_ended(world)
+    assert not own_errors(world)
+
+
+def file_of(title: str) -> str:
+    """A story's file in the sample library."""
+    for metadata in SAMPLE.glob("stories/*/metadata.json"):
+        entry = json.loads(metadata.read_text()).get(title)
+        if entry is not None:
+            return str((metadata.parent / entry["filename"]).relative_to(SAMPLE))
+    raise LookupError(title)

@@ -20,7 +20,7 @@ from agent.library.titles import Kind, Title
 from agent.settings import Settings
 from agent.speaker.media_store import MediaStore
 from agent.speaker.player import MediaPlayer
-from agent.speaker.player_types import Hold, StopReason
+from agent.speaker.player_types import Hold, State, StopReason
 from agent.speaker.speaker import Speaker
 from agent.telemetry.meter import meter
 
@@ -33,6 +33,9 @@ AFTER_WORDS: Final = 8.0
 RECENTLY: Final = 180.0
 """Seconds for which "go on" and "again" mean what was stopped."""
 HISTORY_MAX: Final = 200
+UNSURE_MS: Final = 800
+"""How much of what was played need not have been heard yet when a sign of life has come."""
+MISSED_MAX_MS: Final = 45_000
 GIVE_UP_AFTER: Final = 3
 """Titles in a row that could not be played, after which an endless room falls silent."""
 
@@ -77,6 +80,7 @@ class Playback:
         self._awaits_words = False
         self.stops = 0
         """How often everything was stopped: a title that was looked for before that is wanted no more."""
+        self._heard: tuple[Title | None, int] = (None, 0)
         self._stopped_at = float("-inf")
         self._child_speaks = False
         self._agent_state = "listening"
@@ -259,12 +263,30 @@ class Playback:
         else:
             self._cancel_timer()
 
+    @property
+    def sounding(self) -> bool:
+        """Whether a title is playing this moment."""
+        return self.player.state is State.PLAYING
+
+    def device_there(self) -> None:
+        """The device was there a moment ago: what had sounded by then was heard."""
+        if self.sounding:
+            self._heard = (self.player.current, max(self.player.position_ms - UNSURE_MS, 0))
+
     def dropped(self, dropped: bool) -> None:
-        """The device has lost its connection, or is back."""
+        """The device has lost its connection, or is back: then it hears again what it has missed."""
         if not dropped:
             self.player.resume(Hold.DROP)
         elif self.player.pause(Hold.DROP):
             self._speaker.drop_queue()
+            self._go_back()
+
+    def _go_back(self) -> None:
+        (title, heard), self._heard = self._heard, (None, 0)
+        missed = self.player.position_ms - heard
+        log.info("media waits for the device", unheard_ms=missed if title is self.player.current else None)
+        if title is not None and title is self.player.current and self.player.active and 0 < missed < MISSED_MAX_MS:
+            self.player.seek(heard)
 
     def _release_in(self, seconds: float) -> None:
         self._cancel_timer()
