@@ -6,7 +6,6 @@ of its own. Nothing here starts a thread.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import ModelFileError
-
-# Set before the first import of onnxruntime: its Linux wheel otherwise starts a thread that reports usage to its maker.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Vector = npt.NDArray[np.float32]
 Pooling = Literal["none", "mean", "cls"]
