@@ -38,9 +38,11 @@ CLAIM_TTL: Final = 15.0
 """Seconds for which nobody else tries to rescue a room."""
 SHOWN_DEAD: Final = 60.0
 """Seconds for which the end of one of this machine's agents is remembered: LiveKit shows it for some twenty."""
+COUNTED_AFTER: Final = 15.0
+"""Seconds after which LiveKit's count of a new room's participants is believed: it lags behind."""
 _CLAIM: Final = "rescued_by"
 _SETTLE: Final = 0.3
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 4
 _DEADLINE: Final = 10.0
 
 
@@ -171,8 +173,13 @@ class Rescuer:
             async with gate:
                 return await self._check(room)
 
-        foreign = [room for room in rooms if room.name not in serving and _is_ours(room.name)]
+        foreign = [
+            room for room in rooms if room.name not in serving and _is_ours(room.name) and not self._left_behind(room)
+        ]
         return sum(await asyncio.gather(*(check(room) for room in foreign)))
+
+    def _left_behind(self, room: api.Room) -> bool:
+        return room.num_participants == 0 and self._clock() - room.creation_time > COUNTED_AFTER
 
     async def _check(self, room: api.Room) -> bool:
         people = (await self._livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))).participants

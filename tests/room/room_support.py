@@ -48,8 +48,12 @@ def private_mb(pid: int) -> float:
 
 
 def leftover_files(folder: Path) -> set[str]:
-    """Files below a folder, by their relative names."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Files below a folder, by their relative names; without those beside SQLite's, which come and go with its use."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(("-wal", "-shm"))
+    }
 
 
 def own_errors(world: World) -> list[str]:
