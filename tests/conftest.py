@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from agent.redis_client import connect
 from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import RUN_MARKER, marked_processes
+from sandbox.redis_server import HOW_TO_GET as HOW_TO_GET_REDIS
+from sandbox.redis_server import RedisServer, find_redis_server
 from sandbox.world import World
 from world_support import StartWorld
 
@@ -34,6 +38,26 @@ async def livekit_server() -> AsyncIterator[LiveKitServer]:
     """A LiveKit server for all tests; each uses rooms of its own. Workers that take every room get their own world."""
     async with LiveKitServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server for the session. Skips where none is installed."""
+    if find_redis_server() is None:
+        pytest.skip(HOW_TO_GET_REDIS)
+    server = RedisServer()
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.aclose())
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> RedisServer:
+    """The session's Redis server, with nothing in it."""
+    client = connect(redis_server.url, timeout=10)
+    client.flushall()
+    client.close()
+    return redis_server
 
 
 @pytest.fixture

@@ -195,9 +195,26 @@ def services() -> dict[str, Any]:
                 "reqps",
                 {"{{kind}} {{provider}}": rate("toy_provider_fallbacks", "kind, provider")},
             ),
-            lines("Outbox: items", "short", {"{{kind}}": "sum by (kind) (toy_outbox_items)"}),
+            lines(
+                "Outbox: items",
+                "short",
+                {
+                    "{{kind}}": 'sum by (kind) (toy_outbox_items{home="file"})',
+                    "{{kind}} in Redis": 'max by (kind) (toy_outbox_items{home="redis"})',
+                },
+                "Redis' are the same for every worker.",
+            ),
             lines("Outbox: oldest", "s", {"{{kind}}": "max by (kind) (toy_outbox_oldest_age_seconds)"}),
-            lines("Outbox: results", "reqps", {"{{kind}} {{result}}": rate("toy_outbox_results", "kind, result")}),
+            lines(
+                "Outbox: results",
+                "reqps",
+                {
+                    "{{kind}} {{result}}": rate("toy_outbox_results", "kind, result", 'home="file"'),
+                    "{{kind}} {{result}} in Redis": rate("toy_outbox_results", "kind, result", 'home="redis"').replace(
+                        "sum by", "max by"
+                    ),
+                },
+            ),
             lines("Load", "short", {"visits": "sum(toy_visits_active)", "capacity": "sum(toy_visits_capacity)"}),
             lines("Rooms refused", "reqps", {"{{reason}}": rate("toy_refused", "reason")}),
             lines(

@@ -17,7 +17,7 @@ from livekit.agents import JobContext
 from agent.briefing.desk import BriefingDesk
 from agent.briefing.profile import Briefing
 from agent.briefing.prompt import Prompt, PromptWriter
-from agent.conversation.resume import Resumed, ResumeStore
+from agent.conversation.resume import Resumed, resume_store
 from agent.device.identity import RoomIdentity
 from agent.errors import ResumeError
 from agent.greeting.bank import Greeting
@@ -44,17 +44,19 @@ class Acquaintance:
 
     async def fetch(self, desk: BriefingDesk) -> Briefing:
         """Ask for everything: what is on this machine first."""
-        self.resumed = await asyncio.to_thread(self._find_earlier) if self._settings.resume_window else None
-        self._cached = await desk.peek()
+        await asyncio.gather(self._recall(), self._peek(desk))
         self.briefing = await desk.fetch()
         return self.briefing
 
-    def resume_store(self) -> ResumeStore:
-        """Where conversations are kept."""
-        return ResumeStore(self._settings.state_dir / "resume.db", window_s=self._settings.resume_window)
+    async def _recall(self) -> None:
+        if self._settings.resume_window:
+            self.resumed = await asyncio.to_thread(self._find_earlier)
+
+    async def _peek(self, desk: BriefingDesk) -> None:
+        self._cached = await desk.peek()
 
     def _find_earlier(self) -> Resumed | None:
-        store = self.resume_store()
+        store = resume_store(self._settings)
         try:
             return store.load(self._device.mac)
         except ResumeError as error:

@@ -11,7 +11,10 @@ from agent import process, room  # noqa: F401 — the room's modules are importe
 from agent.errors import ToyError
 
 try:
-    process.shared()
+    if process.shared().settings.redis_url is not None:
+        from agent.briefing import cache_redis
+        from agent.conversation import resume_redis
+        from agent.outbox import redis  # noqa: F401 — no visit pays for them either
 except ToyError as error:
     # The worker has already refused wrong settings; the processes will say the same when they try again.
     sys.stderr.write(f"{error}\n")

@@ -69,6 +69,11 @@ class WorkerState:
         accepted = (name for name, at in self._accepted.items() if now - at < ACCEPTED_S)
         return frozenset([*(job.job.room.name for job in jobs), *accepted])
 
+    def agents(self) -> list[str]:
+        """Identities of the agents of the visits now."""
+        jobs = self._server.active_jobs if self._server is not None and self.registered else []
+        return [job.accept_arguments.identity for job in jobs]
+
     def can_rescue(self) -> bool:
         """Whether this worker could take a room that nobody serves."""
         return self.registered and self.has_room()

@@ -11,7 +11,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
@@ -84,28 +84,19 @@ class MetadataClaims:
         """Nothing is held open."""
 
 
-class RedisClaims:
-    """Through Redis; where it does not answer, as if nobody else were there: a second agent leaves by itself."""
+class Heartbeats(Protocol):
+    """Knows which agents of other machines have died before LiveKit does."""
 
-    def __init__(self, url: str, name: str) -> None:
-        from redis.asyncio import Redis
+    async def dead(self, agents: Collection[str]) -> frozenset[str]:
+        """Those of these identities that gave signs of life and give none any more."""
 
-        self._redis: Any = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
-        self._name = name
 
-    async def claim(self, room: api.Room) -> bool:
-        """As the protocol says."""
-        from redis.exceptions import RedisError
+class NoHeartbeats:
+    """Nobody tells."""
 
-        try:
-            return bool(await self._redis.set(f"toy:rescue:{room.sid}", self._name, nx=True, ex=round(CLAIM_TTL)))
-        except (RedisError, OSError) as error:
-            log.warning("rescues cannot be agreed upon", error=type(error).__name__)
-            return True
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._redis.aclose()
+    async def dead(self, agents: Collection[str]) -> frozenset[str]:  # noqa: ARG002 — the protocol's
+        """None is known to be."""
+        return frozenset()
 
 
 class Rescuer:
@@ -120,6 +111,7 @@ class Rescuer:
         settings: Settings,
         livekit: api.LiveKitAPI,
         claims: Claims,
+        heartbeats: Heartbeats,
         *,
         serving: Callable[[], frozenset[str]],
         able: Callable[[], bool],
@@ -128,6 +120,7 @@ class Rescuer:
         self._settings = settings
         self._livekit = livekit
         self._claims = claims
+        self._heartbeats = heartbeats
         self._serving = serving
         self._able = able
         self._clock = clock
@@ -188,7 +181,8 @@ class Rescuer:
         agents = [person for person in people if person.kind == ParticipantInfo.Kind.AGENT]
         if device is None or self._clock() - device.joined_at < PATIENCE:
             return False
-        if any(agent.identity not in self._dead for agent in agents):
+        lively = [agent.identity for agent in agents if agent.identity not in self._dead]
+        if not await self._heartbeats.dead(lively) >= set(lively):
             return False
         if not await self._claims.claim(room):
             return False
@@ -231,16 +225,25 @@ async def watch_rooms(
     settings: Settings,
     *,
     serving: Callable[[], frozenset[str]],
+    agents: Callable[[], Collection[str]],
     able: Callable[[], bool],
 ) -> Rescuer:
-    """Begin to look; ends with `stack`."""
+    """Begin to look; ends with `stack`. `agents` are the identities of this worker's; for the rest see Rescuer."""
     livekit = api.LiveKitAPI(
         settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
     )
     stack.push_async_callback(livekit.aclose)
     name = secrets.token_hex(8)
-    claims = RedisClaims(settings.redis_url, name) if settings.redis_url else MetadataClaims(livekit, name)
+    claims: Claims = MetadataClaims(livekit, name)
+    heartbeats: Heartbeats = NoHeartbeats()
+    if settings.redis_url is not None:
+        from agent.rescue_redis import RedisClaims, RedisHeartbeats
+
+        claims = RedisClaims(settings.redis_url, name, ttl=CLAIM_TTL)
+        heartbeats = beating = RedisHeartbeats(settings.redis_url, agents)
+        stack.push_async_callback(beating.aclose)
+        stack.push_async_callback(cancel_and_wait, asyncio.create_task(beating.run(), name="heartbeats"))
     stack.push_async_callback(claims.aclose)
-    rescuer = Rescuer(settings, livekit, claims, serving=serving, able=able)
+    rescuer = Rescuer(settings, livekit, claims, heartbeats, serving=serving, able=able)
     stack.push_async_callback(cancel_and_wait, asyncio.create_task(rescuer.run(), name="rescuer"))
     return rescuer

@@ -261,7 +261,8 @@ class Settings(BaseSettings):
     mem0_deadline_ms: int = Field(default=600, ge=10, le=30000, examples=["600"])
     """How long the briefing waits for memories, in milliseconds; later ones join at the next turn."""
     redis_url: RedisUrl = Field(default=None, examples=["redis://redis:6379/0"])
-    """Redis through which workers agree who takes over a forsaken room. Empty: through the room's metadata."""
+    """Redis for workers on several machines: devices, conversations and the outbox are known on all of them, and a dead
+    machine's visits are taken over. Empty: this machine's files."""
 
     # Outbox
     outbox_max_age: float = Field(default=7 * 86400.0, ge=60, examples=["604800"])

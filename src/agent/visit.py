@@ -25,7 +25,7 @@ from agent.conversation.history import ChatHistory
 from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
-from agent.conversation.resume import ResumeKeeper, Snapshot
+from agent.conversation.resume import ResumeKeeper, Snapshot, resume_store
 from agent.conversation.tools import Toolbox
 from agent.conversation.turn_taking import noise_cancellation
 from agent.device.identity import identify_room
@@ -41,7 +41,7 @@ from agent.device.messages import (
 from agent.device.pulse import Pulse
 from agent.errors import AllProvidersFailed
 from agent.greeting.bank import Greeting
-from agent.outbox.sqlite import outbox_store
+from agent.outbox.home import writers_store
 from agent.outbox.writer import OutboxWriter
 from agent.process import Kit
 from agent.serving import Served, ServingMark
@@ -180,7 +180,7 @@ class Visit:
         """Bring the conversation up behind the greeting."""
         assert self._fetching is not None
         playback = self.playback = self._open_playback()
-        outbox = OutboxWriter(outbox_store(self.settings))
+        outbox = OutboxWriter(writers_store(self.settings))
         self._stack.push_async_callback(outbox.aclose)
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
         self._stack.push_async_callback(history.aclose)
@@ -217,7 +217,7 @@ class Visit:
             tools=self._toolbox(playback).tools,
             recollection=self.recollection,
         )
-        keeper = ResumeKeeper(self.about.resume_store(), self.device.mac, self._snapshot)
+        keeper = ResumeKeeper(resume_store(self.settings), self.device.mac, self._snapshot)
         keeper.start()
         keeper.changed()
         conversation.session.on("conversation_item_added", lambda _: keeper.changed())

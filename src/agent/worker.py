@@ -26,9 +26,8 @@ from agent.errors import IdentityError
 from agent.health import HealthServer, WorkerState
 from agent.library.watcher import CatalogueWatcher
 from agent.livekit_server import supports_single_peer_connection
-from agent.outbox.courier import OutboxCourier
+from agent.outbox.home import open_couriers
 from agent.outbox.items import Deliverer
-from agent.outbox.sqlite import outbox_store
 from agent.rescue import watch_rooms
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
@@ -118,11 +117,12 @@ async def start_background(settings: Settings, stack: AsyncExitStack, hub: Metri
         memory = open_memory(settings)
         stack.push_async_callback(memory.aclose)
         deliverers["memory"] = memory_deliverer(memory)
-    courier = OutboxCourier(outbox_store(settings, durable=False), deliverers)
-    stack.push_async_callback(courier.aclose)
-    courier.start()
+    couriers = open_couriers(settings, deliverers)
+    for courier in couriers.values():
+        stack.push_async_callback(courier.aclose)
+        courier.start()
     if hub is not None:
-        hub.sources.append(outbox_source(courier.stats))
+        hub.sources.append(outbox_source({home: courier.stats for home, courier in couriers.items()}))
     watcher = CatalogueWatcher(settings)
     watching = asyncio.create_task(watcher.run(), name="catalogue watcher")
     stack.push_async_callback(cancel_and_wait, watching)
@@ -162,7 +162,9 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
         server = build_server(settings, state)
         running = asyncio.create_task(server.run(devmode=devmode), name="agent server")
         if settings.rescue_rooms:
-            rescuer = await watch_rooms(stack, settings, serving=state.rooms, able=state.can_rescue)
+            rescuer = await watch_rooms(
+                stack, settings, serving=state.rooms, agents=state.agents, able=state.can_rescue
+            )
             server.on("worker_registered", lambda *_: rescuer.wake())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)

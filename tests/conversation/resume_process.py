@@ -8,11 +8,11 @@ from pathlib import Path
 
 from livekit.agents.llm import ChatContext
 
-from agent.conversation.resume import ResumeStore, Snapshot, encode
+from agent.conversation.resume import Snapshot, SqliteResumeStore, encode
 from agent.values import DeviceMac
 
 if __name__ == "__main__":
-    store = ResumeStore(Path(sys.argv[1]), window_s=300)
+    store = SqliteResumeStore(Path(sys.argv[1]), window_s=300)
     began_at = time.time()
     chat = ChatContext.empty()
     for number in range(100_000):

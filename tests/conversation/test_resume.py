@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from agent.conversation.resume import (
     ResumeKeeper,
     ResumeStore,
     Snapshot,
+    SqliteResumeStore,
     encode,
 )
+from agent.conversation.resume_redis import RedisResumeStore, TieredResumeStore
 from agent.errors import ResumeError
 from agent.values import DeviceMac
+from sandbox.processes import free_port
+from sandbox.redis_server import RedisServer
 
 MAC = DeviceMac("68:25:dd:ba:39:78")
 PROGRAM = str(Path(__file__).with_name("resume_process.py"))
@@ -38,8 +43,20 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> ResumeStore:
-    return ResumeStore(tmp_path / "resume.db", window_s=300, devices_max=3, clock=clock)
+def file(tmp_path: Path, clock: Clock) -> SqliteResumeStore:
+    return SqliteResumeStore(tmp_path / "resume.db", window_s=300, devices_max=3, clock=clock)
+
+
+@pytest.fixture(params=["file", "redis", "both"])
+def store(request: pytest.FixtureRequest, file: SqliteResumeStore, clock: Clock) -> Iterator[ResumeStore]:
+    if request.param == "file":
+        yield file
+        return
+    redis: RedisServer = request.getfixturevalue("redis")
+    shared = RedisResumeStore(redis.url, window_s=300, clock=clock)
+    found = shared if request.param == "redis" else TieredResumeStore(file, shared)
+    yield found
+    found.close()
 
 
 def talk(*lines: str) -> ChatContext:
@@ -55,14 +72,14 @@ def texts(resumed: Resumed | None) -> list[str | None]:
     return [item.text_content for item in resumed.chat.items if item.type == "message"]
 
 
-def test_a_conversation_is_found_as_it_was(store: ResumeStore, clock: Clock, tmp_path: Path) -> None:
+def test_a_conversation_is_found_as_it_was(store: ResumeStore, clock: Clock) -> None:
     chat = talk("play baby shark", "here it is")
     chat.items.append(FunctionCall(id="f", call_id="1", name="play", arguments='{"a":1}'))
     chat.items.append(FunctionCallOutput(call_id="1", name="play", output="ok", is_error=False))
     playing = Playing(kind="music", title_id="m-17", position_ms=42_500, queue=("m-1", "m-2"))
     store.save(MAC, clock(), encode(Snapshot(chat, playing, greeted_returning=True)))
     clock.now += 299
-    found = ResumeStore(tmp_path / "resume.db", window_s=300, clock=clock).load(MAC)
+    found = store.load(MAC)
     assert found is not None
     assert found.playing == playing
     assert found.greeted_returning
@@ -78,8 +95,13 @@ def test_what_is_too_old_is_gone(store: ResumeStore, clock: Clock) -> None:
     store.save(MAC, clock(), encode(Snapshot(talk("hi"))))
     clock.now += 301
     assert store.load(MAC) is None
-    store.save(DeviceMac("000000000001"), clock(), encode(Snapshot(talk("hi"))))
-    assert sqlite3.connect(store._path).execute("SELECT COUNT(*) FROM visits").fetchone() == (1,)
+
+
+def test_what_is_too_old_does_not_stay_on_disk(file: SqliteResumeStore, clock: Clock, tmp_path: Path) -> None:
+    file.save(MAC, clock(), encode(Snapshot(talk("hi"))))
+    clock.now += 301
+    file.save(DeviceMac("000000000001"), clock(), encode(Snapshot(talk("hi"))))
+    assert sqlite3.connect(tmp_path / "resume.db").execute("SELECT COUNT(*) FROM visits").fetchone() == (1,)
 
 
 def test_unknown_and_forgotten_devices_have_none(store: ResumeStore, clock: Clock) -> None:
@@ -90,18 +112,18 @@ def test_unknown_and_forgotten_devices_have_none(store: ResumeStore, clock: Cloc
 
 
 def test_a_window_of_nothing_keeps_nothing(tmp_path: Path) -> None:
-    store = ResumeStore(tmp_path / "resume.db", window_s=0)
+    store = SqliteResumeStore(tmp_path / "resume.db", window_s=0)
     assert not store.save(MAC, 1.0, encode(Snapshot(talk("hi"))))
     assert store.load(MAC) is None
     assert not (tmp_path / "resume.db").exists()
 
 
-def test_the_oldest_devices_go(store: ResumeStore, clock: Clock) -> None:
+def test_the_oldest_devices_go(file: SqliteResumeStore, clock: Clock) -> None:
     macs = [DeviceMac(f"00000000000{n}") for n in range(5)]
     for mac in macs:
         clock.now += 1
-        store.save(mac, clock(), encode(Snapshot(talk("hi"))))
-    assert [store.load(mac) is not None for mac in macs] == [False, False, True, True, True]
+        file.save(mac, clock(), encode(Snapshot(talk("hi"))))
+    assert [file.load(mac) is not None for mac in macs] == [False, False, True, True, True]
 
 
 def test_an_old_visit_that_still_closes_does_not_win_over_the_new_one(store: ResumeStore) -> None:
@@ -131,12 +153,44 @@ def test_size_is_bounded_and_the_last_words_stay(store: ResumeStore, clock: Cloc
 def test_what_another_version_wrote_is_dropped(store: ResumeStore, clock: Clock, body: str) -> None:
     store.save(MAC, clock(), body)
     assert store.load(MAC) is None
-    assert sqlite3.connect(store._path).execute("SELECT COUNT(*) FROM visits").fetchone() == (0,)
+
+
+def test_what_cannot_be_read_does_not_stay(file: SqliteResumeStore, clock: Clock, tmp_path: Path) -> None:
+    file.save(MAC, clock(), "{}")
+    assert file.load(MAC) is None
+    assert sqlite3.connect(tmp_path / "resume.db").execute("SELECT COUNT(*) FROM visits").fetchone() == (0,)
+
+
+def test_another_machines_conversation_is_found_when_it_is_the_younger(
+    file: SqliteResumeStore, redis: RedisServer, clock: Clock
+) -> None:
+    shared = RedisResumeStore(redis.url, window_s=300, clock=clock)
+    store = TieredResumeStore(file, shared)
+    file.save(MAC, clock(), encode(Snapshot(talk("here, once"))))
+    clock.now += 10
+    shared.save(MAC, clock(), encode(Snapshot(talk("elsewhere, later"))))
+    assert texts(store.load(MAC)) == ["elsewhere, later"]
+    clock.now += 10
+    file.save(MAC, clock(), encode(Snapshot(talk("here again"))))
+    assert texts(store.load(MAC)) == ["here again"]
+    store.close()
+
+
+def test_without_redis_this_machines_own_are_found(file: SqliteResumeStore, clock: Clock) -> None:
+    away = RedisResumeStore(f"redis://127.0.0.1:{free_port()}/0", window_s=300, clock=clock)
+    with pytest.raises(ResumeError):
+        away.load(MAC)
+    store = TieredResumeStore(file, away)
+    assert store.save(MAC, clock(), encode(Snapshot(talk("hi"))))
+    assert texts(store.load(MAC)) == ["hi"]
+    store.forget(MAC)
+    assert store.load(MAC) is None
+    store.close()
 
 
 def test_an_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    store = ResumeStore(tmp_path / "file" / "resume.db", window_s=300)
+    store = SqliteResumeStore(tmp_path / "file" / "resume.db", window_s=300)
     with pytest.raises(ResumeError):
         store.load(MAC)
     with pytest.raises(ResumeError):
@@ -144,7 +198,7 @@ def test_an_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:
     store.close()
 
 
-class WatchedStore(ResumeStore):
+class WatchedStore(SqliteResumeStore):
     """A real store that tells the loop of each save; refuses while `refusing`."""
 
     refusing = False
@@ -266,6 +320,6 @@ async def test_a_killed_visit_is_found_with_all_it_had_saved(tmp_path: Path) -> 
         process.kill()
         rest, _ = await process.communicate()
     last = int(rest.split()[-1]) if rest.endswith(b"\n") else last
-    found = texts(ResumeStore(path, window_s=300).load(MAC))
+    found = texts(SqliteResumeStore(path, window_s=300).load(MAC))
     assert int(found[-1] or "") >= last
     assert len(found) == ITEMS_MAX

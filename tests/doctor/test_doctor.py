@@ -21,8 +21,8 @@ from agent.doctor.livekit import clock_skew
 from agent.doctor.machine import check_disk, check_files, check_greetings, check_memory, check_outbox
 from agent.errors import Unauthorised
 from agent.health import HealthServer, WorkerState, cores, default_capacity, memory_mb
+from agent.outbox.home import file_store
 from agent.outbox.items import OutboxItem
-from agent.outbox.sqlite import outbox_store
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.scrub import Scrubber
@@ -323,7 +323,7 @@ def test_the_default_capacity_is_that_of_the_container(tmp_path: Path) -> None:
 def test_what_waits_too_long_in_the_outbox_is_told(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     assert check_outbox(settings).message == "empty"
-    store = outbox_store(settings)
+    store = file_store(settings)
     try:
         store.add([OutboxItem("chat", "lane", "{}", "key-1", time.time() - 900)])
     finally:

@@ -1,16 +1,23 @@
+"""What every store of the outbox promises, and what a file alone has to."""
+
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from outbox_support import line
 
 from agent.errors import OutboxError
-from agent.outbox.items import MAX_BODY_BYTES, Lane, OutboxItem, OutboxStats
-from agent.outbox.sqlite import DELIVERED_KEPT_S, SqliteOutbox
+from agent.outbox.items import DELIVERED_KEPT_S, MAX_BODY_BYTES, Lane, OutboxItem, OutboxStats
+from agent.outbox.redis import RedisOutbox
+from agent.outbox.sqlite import SqliteOutbox
+from sandbox.redis_server import RedisServer
+
+Store = SqliteOutbox | RedisOutbox
 
 
 class Clock:
@@ -26,8 +33,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> SqliteOutbox:
+def file(tmp_path: Path, clock: Clock) -> SqliteOutbox:
     return SqliteOutbox(tmp_path / "outbox.db", max_age_s=1000, max_items=10, clock=clock)
+
+
+@pytest.fixture(params=["file", "redis"])
+def store(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Store]:
+    if request.param == "file":
+        yield request.getfixturevalue("file")
+        return
+    redis: RedisServer = request.getfixturevalue("redis")
+    outbox = RedisOutbox(redis.url, max_age_s=1000, max_items=10, clock=clock)
+    yield outbox
+    outbox.close()
 
 
 AA = Lane("chat", "aa")
@@ -37,7 +55,7 @@ def at(item: OutboxItem, created_at: float) -> OutboxItem:
     return OutboxItem(item.kind, item.lane, item.body, item.key, created_at)
 
 
-def drain(store: SqliteOutbox, lane: Lane, owner: str = "me") -> list[str]:
+def drain(store: Store, lane: Lane, owner: str = "me") -> list[str]:
     texts = []
     while (item := store.head(lane, owner, 10)) is not None:
         texts.append(item.payload["text"])
@@ -45,7 +63,7 @@ def drain(store: SqliteOutbox, lane: Lane, owner: str = "me") -> list[str]:
     return texts
 
 
-def test_lanes_keep_their_order_and_end_when_empty(store: SqliteOutbox) -> None:
+def test_lanes_keep_their_order_and_end_when_empty(store: Store) -> None:
     store.add([line("aa", 1), line("bb", 1), line("aa", 2)])
     store.add([line("aa", 3), line("aa", 1, "memory")])
     assert store.claim("me", "chat", 5, 10) == [AA, Lane("chat", "bb")]
@@ -56,7 +74,7 @@ def test_lanes_keep_their_order_and_end_when_empty(store: SqliteOutbox) -> None:
     assert store.stats(["chat"]) == {"chat": OutboxStats(delivered=4)}
 
 
-def test_a_key_is_taken_once_waiting_delivered_or_dead(store: SqliteOutbox, clock: Clock) -> None:
+def test_a_key_is_taken_once_waiting_delivered_or_dead(store: Store, clock: Clock) -> None:
     assert store.add([line("aa", 1), line("aa", 1)]) == 1
     store.claim("me", "chat", 5, 10)
     drain(store, AA)
@@ -70,7 +88,7 @@ def test_a_key_is_taken_once_waiting_delivered_or_dead(store: SqliteOutbox, cloc
     assert store.add([line("aa", 1)]) == 1
 
 
-def test_a_lane_has_one_owner_until_its_lease_ends(store: SqliteOutbox, clock: Clock) -> None:
+def test_a_lane_has_one_owner_until_its_lease_ends(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1), line("aa", 2)])
     assert store.claim("first", "chat", 5, 10) == [AA]
     assert store.claim("second", "chat", 5, 10) == []
@@ -88,7 +106,7 @@ def held(text: str, hold_s: float, key: str = "growing") -> OutboxItem:
     return OutboxItem.of("chat", "aa", {"text": text}, key=key, hold_s=hold_s)
 
 
-def test_an_item_on_hold_grows_and_is_delivered_when_it_is_let_go(store: SqliteOutbox) -> None:
+def test_an_item_on_hold_grows_and_is_delivered_when_it_is_let_go(store: Store) -> None:
     assert store.add([held("a", 100)]) == 1
     assert store.add([held("ab", 100)]) == 1
     assert store.claim("me", "chat", 5, 10) == []
@@ -98,7 +116,7 @@ def test_an_item_on_hold_grows_and_is_delivered_when_it_is_let_go(store: SqliteO
     assert store.add([held("abcd", 0)]) == 0, "what was delivered does not grow any more"
 
 
-def test_an_item_whose_writer_died_is_delivered_when_its_hold_ends(store: SqliteOutbox, clock: Clock) -> None:
+def test_an_item_whose_writer_died_is_delivered_when_its_hold_ends(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1), held("a", 100)])
     assert store.claim("me", "chat", 5, 10) == [AA]
     assert drain(store, AA) == ["1"]
@@ -109,7 +127,7 @@ def test_an_item_whose_writer_died_is_delivered_when_its_hold_ends(store: Sqlite
     assert drain(store, AA) == ["a"]
 
 
-def test_a_new_item_does_not_shorten_the_wait_after_a_failure(store: SqliteOutbox, clock: Clock) -> None:
+def test_a_new_item_does_not_shorten_the_wait_after_a_failure(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1)])
     store.claim("me", "chat", 5, 10)
     item = store.head(AA, "me", 10)
@@ -119,14 +137,14 @@ def test_a_new_item_does_not_shorten_the_wait_after_a_failure(store: SqliteOutbo
     assert store.claim("me", "chat", 5, 10) == []
 
 
-def test_released_lanes_are_free_at_once(store: SqliteOutbox) -> None:
+def test_released_lanes_are_free_at_once(store: Store) -> None:
     store.add([line("aa", 1)])
     store.claim("first", "chat", 5, 10)
     store.release("first")
     assert store.claim("second", "chat", 5, 10) == [AA]
 
 
-def test_a_postponed_lane_waits_and_counts(store: SqliteOutbox, clock: Clock) -> None:
+def test_a_postponed_lane_waits_and_counts(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1)])
     store.claim("me", "chat", 5, 10)
     item = store.head(AA, "me", 10)
@@ -142,14 +160,14 @@ def test_a_postponed_lane_waits_and_counts(store: SqliteOutbox, clock: Clock) ->
     assert store.stats(["chat"])["chat"].retried == 1
 
 
-def test_a_clock_that_was_set_back_does_not_hold_lanes_for_ever(store: SqliteOutbox, clock: Clock) -> None:
+def test_a_clock_that_was_set_back_does_not_hold_lanes_for_ever(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1), line("bb", 1)])
     store.claim("me", "chat", 1, 10)
     clock.now -= 30 * 86400
     assert set(store.claim("other", "chat", 5, 10)) == {AA, Lane("chat", "bb")}
 
 
-def test_the_oldest_are_dropped_and_counted_by_number(store: SqliteOutbox) -> None:
+def test_the_oldest_are_dropped_and_counted_by_number(store: Store) -> None:
     store.add([line("aa", number) for number in range(1, 15)])
     assert store.stats(["chat"])["chat"].depth == 10
     assert store.stats(["chat"])["chat"].dropped == 4
@@ -157,14 +175,14 @@ def test_the_oldest_are_dropped_and_counted_by_number(store: SqliteOutbox) -> No
     assert drain(store, AA) == [str(number) for number in range(5, 15)]
 
 
-def test_the_oldest_are_dropped_and_counted_by_age(store: SqliteOutbox, clock: Clock) -> None:
+def test_the_oldest_are_dropped_and_counted_by_age(store: Store, clock: Clock) -> None:
     store.add([at(line("aa", 1), clock.now - 1001), at(line("aa", 2), clock.now - 900)])
     assert store.prune() == 1
     state = store.stats(["chat"])["chat"]
     assert (state.depth, state.dropped, state.oldest_age_s) == (1, 1, 900)
 
 
-def test_dead_items_keep_their_reason(store: SqliteOutbox) -> None:
+def test_dead_items_keep_their_reason(store: Store) -> None:
     item = line("aa", 1)
     store.add([item, line("aa", 2)])
     store.claim("me", "chat", 5, 10)
@@ -175,7 +193,7 @@ def test_dead_items_keep_their_reason(store: SqliteOutbox) -> None:
     assert store.stats(["chat"])["chat"].dead == 1
 
 
-def test_what_was_set_aside_can_be_sent_again(store: SqliteOutbox, clock: Clock) -> None:
+def test_what_was_set_aside_can_be_sent_again(store: Store, clock: Clock) -> None:
     first, second = at(line("aa", 1), clock.now), at(line("aa", 2), clock.now + 1)
     store.add([first, second])
     store.claim("me", "chat", 5, 10)
@@ -188,19 +206,19 @@ def test_what_was_set_aside_can_be_sent_again(store: SqliteOutbox, clock: Clock)
     assert drain(store, AA) == ["1", "2"]
 
 
-def test_a_store_that_was_deleted_under_us_is_begun_again(store: SqliteOutbox, tmp_path: Path) -> None:
-    store.add([line("aa", 1)])
+def test_a_store_that_was_deleted_under_us_is_begun_again(file: SqliteOutbox, tmp_path: Path) -> None:
+    file.add([line("aa", 1)])
     for part in tmp_path.iterdir():
         part.unlink()
-    store.add([line("aa", 2)])
+    file.add([line("aa", 2)])
     other = SqliteOutbox(tmp_path / "outbox.db")
     other.claim("me", "chat", 5, 10)
     assert drain(other, AA) == ["2"]
 
 
-def test_a_damaged_file_is_moved_aside(tmp_path: Path, store: SqliteOutbox) -> None:
+def test_a_damaged_file_is_moved_aside(tmp_path: Path, file: SqliteOutbox) -> None:
     (tmp_path / "outbox.db").write_bytes(b"no database at all, but long enough to be read as one" * 100)
-    assert store.add([line("aa", 1)]) == 1
+    assert file.add([line("aa", 1)]) == 1
     assert (tmp_path / "outbox.db.damaged").exists()
 
 
@@ -217,15 +235,15 @@ def test_a_path_that_is_no_folder_is_a_typed_error(tmp_path: Path) -> None:
         SqliteOutbox(tmp_path / "file" / "outbox.db").add([line("aa", 1)])
 
 
-def test_a_full_disk_is_a_typed_error_and_leaves_the_rest_whole(store: SqliteOutbox, tmp_path: Path) -> None:
-    store.add([line("aa", 1)])
+def test_a_full_disk_is_a_typed_error_and_leaves_the_rest_whole(file: SqliteOutbox, tmp_path: Path) -> None:
+    file.add([line("aa", 1)])
     full = SqliteOutbox(tmp_path / "outbox.db")
     full.stats([])
     assert full._connection is not None
     full._connection.execute("PRAGMA max_page_count=1")
     with pytest.raises(OutboxError, match="full"):
         full.add([OutboxItem.of("chat", "aa", {"text": "x" * 100_000})])
-    assert store.stats(["chat"])["chat"].depth == 1
+    assert file.stats(["chat"])["chat"].depth == 1
     assert full.add([line("aa", 2)]) == 1, "the connection is opened anew, without the limit"
 
 
@@ -241,7 +259,7 @@ def test_a_locked_file_is_a_typed_error(tmp_path: Path) -> None:
     assert store.add([line("aa", 2)]) == 1
 
 
-def test_threads_may_write_at_once(store: SqliteOutbox, tmp_path: Path) -> None:
+def test_threads_may_write_at_once(file: SqliteOutbox, tmp_path: Path) -> None:
     other = SqliteOutbox(tmp_path / "outbox.db", lock_timeout_s=20)
     big = SqliteOutbox(tmp_path / "outbox.db", lock_timeout_s=20)
     threads = [
@@ -252,7 +270,7 @@ def test_threads_may_write_at_once(store: SqliteOutbox, tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert store.stats(["chat"])["chat"].depth == 150
+    assert file.stats(["chat"])["chat"].depth == 150
 
 
 @pytest.mark.parametrize("payload", [{"x": object()}, {"x": float("nan")}, {"x": "y" * MAX_BODY_BYTES}])
@@ -261,7 +279,7 @@ def test_what_is_no_item_is_refused(payload: dict[str, object]) -> None:
         OutboxItem.of("chat", "aa", payload)
 
 
-def test_any_text_survives(store: SqliteOutbox) -> None:
+def test_any_text_survives(store: Store) -> None:
     text = "नमस्ते 🎈 \ud800 \x00 'quoted'"
     store.add([OutboxItem.of("chat", "aa", {"text": text})])
     store.claim("me", "chat", 5, 10)

@@ -29,7 +29,7 @@ def _histogram(name: str, fast: int, slow: int, *, edge: str, labels: str = "") 
 _CACHE = 'toy_service_cache_total{{service="vad",result="{}"}}'.format
 _CALLS = 'toy_api_calls_total{{call="prompt",result="{}",source="{}"}}'.format
 _WARM = {"toy_warm_processes_wanted": "3x60", "toy_draining": "0x60"}
-_OUTBOX = 'toy_outbox_oldest_age_seconds{instance="a",kind="chat"}'
+_OUTBOX = 'toy_outbox_oldest_age_seconds{instance="a",kind="chat",home="file"}'
 _GREETING = 'room="later",language="en",source="recorded"'
 
 CASES: list[tuple[str, str, dict[str, str], bool]] = [

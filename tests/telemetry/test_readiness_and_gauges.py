@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from telemetry_support import scrape, total, until
 
+from agent.errors import OutboxError
 from agent.health import LOAD_TARGET, WARM_GRACE_S, WorkerState
 from agent.outbox.items import OutboxStats
 from agent.settings import Settings
@@ -166,10 +167,14 @@ async def test_the_outboxs_state_is_shown_as_it_stands_in_its_file(tmp_path: Pat
     async def stats() -> dict[str, OutboxStats]:
         return dict(found)
 
+    async def away() -> dict[str, OutboxStats]:
+        raise OutboxError("Redis does not answer")
+
     async with MetricsHub(tmp_path) as hub:
-        hub.sources.append(outbox_source(stats))
+        hub.sources.append(outbox_source({"file": stats, "redis": away}))
         samples = await scrape(hub)
         assert total(samples, "toy_outbox_items", kind="chat") == 2
+        assert total(samples, "toy_outbox_items", home="redis") == 0
         assert total(samples, "toy_outbox_oldest_age_seconds") == 400.5
         assert total(samples, "toy_outbox_results_total", result="delivered") == 7
         del found["chat"]

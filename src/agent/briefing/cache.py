@@ -172,11 +172,12 @@ class SqliteCache:
         return db.execute(statement, (now - self._max_age, now + self._max_age)).rowcount
 
 
-def open_cache(settings: Settings, *, clock: Callable[[], float] = time.time) -> SqliteCache:
+def open_cache(settings: Settings, *, clock: Callable[[], float] = time.time) -> AnswerCache:
     """The cache the settings name. Opens nothing yet, so it cannot fail."""
-    return SqliteCache(
-        settings.state_dir / FILE_NAME,
-        scope=settings.manager_api_url or "",
-        max_age=settings.api_cache_max_age,
-        clock=clock,
-    )
+    scope, max_age = settings.manager_api_url or "", settings.api_cache_max_age
+    near = SqliteCache(settings.state_dir / FILE_NAME, scope=scope, max_age=max_age, clock=clock)
+    if settings.redis_url is None:
+        return near
+    from agent.briefing.cache_redis import RedisCache, TieredCache
+
+    return TieredCache(near, RedisCache(settings.redis_url, scope=scope, max_age=max_age, clock=clock))

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import structlog
 from livekit.agents.llm import ChatContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.errors import ResumeError
+from agent.settings import Settings
 from agent.state import open_database
 from agent.values import DeviceMac
 
@@ -79,12 +80,35 @@ class _Body(BaseModel):
     greeted_returning: bool = False
 
 
-class ResumeStore:
-    """Conversations by device in one SQLite file. Methods block, may be called from any thread and raise ResumeError.
+class ResumeStore(Protocol):
+    """Conversations by device. Methods block, may be called from any thread and raise ResumeError.
 
-    What is older than `window_s` is neither found nor kept, 0 keeps nothing; at most `devices_max` are kept, the
-    oldest going first. `clock` gives Unix seconds.
+    What is older than the window is neither found nor kept; a window of 0 keeps nothing.
     """
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is kept at all."""
+
+    def load(self, mac: DeviceMac) -> Resumed | None:
+        """The device's conversation, None where there is none or it is too old, or cannot be read any more."""
+
+    def save(self, mac: DeviceMac, began_at: float, body: str) -> bool:
+        """Keep `body` (of `encode`) for the visit that began at `began_at`, Unix seconds.
+
+        False when a later visit of the device has saved before: an old one that is still closing must not win.
+        """
+
+    def forget(self, mac: DeviceMac) -> None:
+        """Drop what is kept of the device."""
+
+    def close(self) -> None:
+        """Close what is open; idempotent."""
+
+
+class SqliteResumeStore:
+    """A `ResumeStore` in one SQLite file: at most `devices_max` are kept, the oldest going first. `clock` gives Unix
+    seconds, `window_s` is the window."""
 
     def __init__(
         self,
@@ -107,7 +131,7 @@ class ResumeStore:
         return self._window_s > 0
 
     def load(self, mac: DeviceMac) -> Resumed | None:
-        """The device's conversation, None where there is none or it is too old, or cannot be read any more."""
+        """See ResumeStore."""
         if not self.enabled:
             return None
         with self._open() as db:
@@ -118,21 +142,13 @@ class ResumeStore:
         away_s = max(0.0, self._clock() - row[0])
         if away_s > self._window_s:
             return None
-        try:
-            body = _Body.model_validate_json(row[1])
-            chat = ChatContext.from_dict(body.chat)
-        except (ValidationError, ValueError, KeyError, TypeError):
-            # Written by another version, most likely: the visit begins anew.
-            _log.warning("resume_unreadable")
+        resumed = decode(row[1], away_s)
+        if resumed is None:
             self.forget(mac)
-            return None
-        return Resumed(chat, body.playing, body.greeted_returning, away_s)
+        return resumed
 
     def save(self, mac: DeviceMac, began_at: float, body: str) -> bool:
-        """Keep `body` (of `encode`) for the visit that began at `began_at`, Unix seconds.
-
-        False when a later visit of the device has saved before: an old one that is still closing must not win.
-        """
+        """See ResumeStore."""
         if not self.enabled:
             return False
         now = self._clock()
@@ -150,7 +166,7 @@ class ResumeStore:
         return bool(saved)
 
     def forget(self, mac: DeviceMac) -> None:
-        """Drop what is kept of the device."""
+        """See ResumeStore."""
         with self._open() as db:
             db.execute("DELETE FROM visits WHERE mac = ?", (mac,))
 
@@ -177,6 +193,16 @@ class ResumeStore:
                 connection.close()
 
 
+def resume_store(settings: Settings) -> ResumeStore:
+    """Where conversations are kept, as the settings say; nothing is opened before its first use."""
+    near = SqliteResumeStore(settings.state_dir / "resume.db", window_s=settings.resume_window)
+    if settings.redis_url is None:
+        return near
+    from agent.conversation.resume_redis import RedisResumeStore, TieredResumeStore
+
+    return TieredResumeStore(near, RedisResumeStore(settings.redis_url, window_s=settings.resume_window))
+
+
 def encode(snapshot: Snapshot) -> str:
     """The snapshot as text of at most `BYTES_MAX` bytes: the last items, without instructions, pictures and sound."""
     chat = snapshot.chat.copy(
@@ -200,6 +226,17 @@ def encode(snapshot: Snapshot) -> str:
         keep //= 2
 
 
+def decode(body: str, away_s: float) -> Resumed | None:
+    """What `encode` gave, heard of last `away_s` seconds ago; None where another version wrote it, most likely."""
+    try:
+        found = _Body.model_validate_json(body)
+        chat = ChatContext.from_dict(found.chat)
+    except (ValidationError, ValueError, KeyError, TypeError):
+        _log.warning("resume_unreadable")
+        return None
+    return Resumed(chat, found.playing, found.greeted_returning, away_s)
+
+
 class ResumeKeeper:
     """Keeps one visit's state on disk while it lasts: soon after each change, every `every_s` seconds, and at its end.
 
@@ -214,7 +251,7 @@ class ResumeKeeper:
         mac: DeviceMac,
         snapshot: Callable[[], Snapshot],
         *,
-        debounce_s: float = 1.0,
+        debounce_s: float = 0.2,
         every_s: float = 15.0,
         clock: Callable[[], float] = time.time,
     ) -> None:

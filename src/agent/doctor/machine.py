@@ -13,7 +13,7 @@ from agent.doctor.checks import Check, Finding, failed, ok, skipped, warning
 from agent.greeting.bank import GreetingBank
 from agent.health import default_capacity, memory_mb
 from agent.library import model_files
-from agent.outbox.sqlite import outbox_store
+from agent.outbox.home import file_store
 from agent.settings import Settings
 from agent.state import private_dir
 
@@ -151,7 +151,7 @@ def check_outbox(settings: Settings) -> Finding:
     """Nothing waits for long, nothing was refused."""
     if not (settings.state_dir / "outbox.db").exists():
         return ok("empty")
-    store = outbox_store(settings)
+    store = file_store(settings)
     try:
         found = store.stats(("chat", "memory"))
     finally:

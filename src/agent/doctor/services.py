@@ -7,7 +7,6 @@ import time
 from typing import Final
 
 import aiohttp
-import redis.asyncio as redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from agent.briefing.manager_api import ManagerApiClient
@@ -18,6 +17,7 @@ from agent.library import model_files
 from agent.library.home import mismatch
 from agent.library.homes import collections, open_home
 from agent.library.titles import Kind
+from agent.redis_client import connect_async
 from agent.settings import Settings
 from agent.values import DeviceMac
 
@@ -119,8 +119,8 @@ async def check_memory_service(settings: Settings) -> Finding:
 async def check_redis(settings: Settings) -> Finding:
     """It answers a ping."""
     if settings.redis_url is None:
-        return skipped("not configured", "REDIS_URL lets several machines agree who takes over a forsaken room")
-    client = redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5)
+        return skipped("not configured", "REDIS_URL lets devices be known on whichever of several machines they land")
+    client = connect_async(settings.redis_url, timeout=5)
     try:
         await client.ping()
     except AuthenticationError:

@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 MAX_BODY_BYTES: Final = 256 * 1024
+DELIVERED_KEPT_S: Final = 86400.0
+"""How long a delivered key is remembered: longer than any process can still hold its item in memory."""
+DEAD_KEPT: Final = 10_000
+"""How many items that were set aside are kept; they are dropped when they are too old, too."""
+CLOCK_SLACK_S: Final = 7200.0
+"""Waits further ahead than this come from a clock that was set back, and are over."""
 
 OutboxKind = Literal["chat", "memory"]
 """`chat`: a line of the chat history for the Manager API. `memory`: messages for Mem0."""
@@ -89,11 +95,8 @@ class Deliverer(Protocol):
     async def __call__(self, item: OutboxItem) -> None: ...
 
 
-class OutboxStore(Protocol):
-    """Where the queue lives. Methods block and may be called from any thread; all raise OutboxError.
-
-    A lane is held by one owner at a time under a lease of `lease_s` seconds, so several workers may share a store.
-    """
+class OutboxSink(Protocol):
+    """Where items are put. Methods block and may be called from any thread; all raise OutboxError."""
 
     def add(self, items: Sequence[OutboxItem]) -> int:
         """Keep `items` in order; a known key replaces an item on hold, else it is ignored, also when it was delivered
@@ -102,6 +105,17 @@ class OutboxStore(Protocol):
         When it returns, they survive a kill of any process and a loss of power.
         """
         ...
+
+    def close(self) -> None:
+        """Close what is open; idempotent."""
+        ...
+
+
+class OutboxStore(OutboxSink, Protocol):
+    """Where the queue lives.
+
+    A lane is held by one owner at a time under a lease of `lease_s` seconds, so several workers may share a store.
+    """
 
     def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
         """Take up to `limit` lanes of `kind` that are ready and free, those ready for longest first."""
@@ -137,8 +151,4 @@ class OutboxStore(Protocol):
 
     def stats(self, kinds: Collection[str]) -> dict[str, OutboxStats]:
         """State of each of `kinds`."""
-        ...
-
-    def close(self) -> None:
-        """Close the file; idempotent."""
         ...

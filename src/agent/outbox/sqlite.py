@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import OutboxError
-from agent.outbox.items import Lane, OutboxItem, OutboxStats
-from agent.settings import Settings
+from agent.outbox.items import CLOCK_SLACK_S, DEAD_KEPT, DELIVERED_KEPT_S, Lane, OutboxItem, OutboxStats
 from agent.state import open_database
 
 _SCHEMA: Final = """
@@ -49,22 +48,6 @@ INSERT INTO lanes(kind, lane, ready_at) VALUES(?1, ?2, ?3) ON CONFLICT(kind, lan
 SET ready_at = MIN(ready_at, excluded.ready_at)
 WHERE NOT EXISTS(SELECT 1 FROM items WHERE kind = ?1 AND lane = ?2 AND attempts > 0)
 """
-DELIVERED_KEPT_S: Final = 86400.0
-"""How long a delivered key is remembered: longer than any process can still hold its item in memory."""
-DEAD_KEPT: Final = 10_000
-"""How many items that were set aside are kept; they are dropped at `max_age_s` too."""
-_CLOCK_SLACK_S: Final = 7200.0
-"""Waits further ahead than this come from a clock that was set back, and are over."""
-
-
-def outbox_store(settings: Settings, *, durable: bool = True) -> SqliteOutbox:
-    """The worker's outbox, as its settings say; nothing is opened before its first use."""
-    return SqliteOutbox(
-        settings.state_dir / "outbox.db",
-        max_age_s=settings.outbox_max_age,
-        max_items=settings.outbox_max_items,
-        durable=durable,
-    )
 
 
 class SqliteOutbox:
@@ -114,7 +97,7 @@ class SqliteOutbox:
             "SELECT lane FROM lanes WHERE kind = ?1 AND (ready_at <= ?2 OR ready_at > ?3) "
             "AND (owner IS NULL OR lease_until <= ?2 OR lease_until > ?3) ORDER BY ready_at LIMIT ?4"
         )
-        arguments = (kind, now, now + _CLOCK_SLACK_S, limit)
+        arguments = (kind, now, now + CLOCK_SLACK_S, limit)
         with self._reading() as db:
             # Most calls find nothing: they must not take the writers' lock.
             if db.execute(query, arguments).fetchone() is None:
@@ -145,7 +128,7 @@ class SqliteOutbox:
                 db.execute("DELETE FROM lanes WHERE kind = ? AND lane = ?", (lane.kind, lane.device))
                 return None
             *fields, not_before = row
-            if now < not_before < now + _CLOCK_SLACK_S:
+            if now < not_before < now + CLOCK_SLACK_S:
                 db.execute(
                     "UPDATE lanes SET owner = NULL, ready_at = ? WHERE kind = ? AND lane = ?",
                     (not_before, lane.kind, lane.device),

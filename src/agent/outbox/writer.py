@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import structlog
 
 from agent.errors import OutboxError
-from agent.outbox.items import OutboxItem, OutboxStore
+from agent.outbox.items import OutboxItem, OutboxSink
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class OutboxWriter:
     Make it in the process that uses it: threads do not survive a fork.
     """
 
-    def __init__(self, store: OutboxStore, *, longest_pause_s: float = 5.0, max_unwritten: int = MAX_UNWRITTEN) -> None:
+    def __init__(self, store: OutboxSink, *, longest_pause_s: float = 5.0, max_unwritten: int = MAX_UNWRITTEN) -> None:
         self._store = store
         self._longest_pause_s = longest_pause_s
         self._max_unwritten = max_unwritten

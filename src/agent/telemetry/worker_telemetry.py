@@ -6,11 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Protocol
 
+import structlog
+
+from agent.errors import OutboxError
 from agent.settings import Settings
 from agent.telemetry.cost import CostLedger, cost_path
 from agent.telemetry.hub import MetricsHub, Source
 from agent.telemetry.lag import LagProbe
 from agent.telemetry.processes import ProcessGauges, Roles
+
+log = structlog.get_logger(__name__)
 
 
 class OutboxView(Protocol):
@@ -50,18 +55,23 @@ async def open_hub(
     return hub
 
 
-def outbox_source(stats: Callable[[], Awaitable[Mapping[str, OutboxView]]]) -> Source:
-    """A source of the outbox's gauges; `stats` is the courier's."""
+def outbox_source(stats: Mapping[str, Callable[[], Awaitable[Mapping[str, OutboxView]]]]) -> Source:
+    """A source of the outbox's gauges; `stats` are the couriers', by home. A home that cannot be asked is not shown."""
 
     async def show(hub: MetricsHub) -> None:
-        found = await stats()
-        hub.replace("toy_outbox_items", {(kind,): view.depth for kind, view in found.items()})
-        hub.replace("toy_outbox_oldest_age_seconds", {(kind,): view.oldest_age_s for kind, view in found.items()})
+        found: dict[tuple[str, str], OutboxView] = {}
+        for home, ask in stats.items():
+            try:
+                found.update({(kind, home): view for kind, view in (await ask()).items()})
+            except OutboxError as error:
+                log.warning("the outbox cannot be shown", home=home, error=str(error))
+        hub.replace("toy_outbox_items", {labels: view.depth for labels, view in found.items()})
+        hub.replace("toy_outbox_oldest_age_seconds", {labels: view.oldest_age_s for labels, view in found.items()})
         hub.replace(
             "toy_outbox_results",
             {
-                (kind, result): getattr(view, result)
-                for kind, view in found.items()
+                (*labels, result): getattr(view, result)
+                for labels, view in found.items()
                 for result in ("delivered", "retried", "dropped", "dead")
             },
         )
