@@ -28,6 +28,8 @@ DOUBLE_PRESS: Final = 0.15
 """Seconds within which a second `abort_playback` is the same press of the button."""
 MAX_RUNNING: Final = 32
 """Handlers of one link that may run at once."""
+MAX_ABORTS: Final = 8
+"""And as many more for an abort, which must not wait for others."""
 
 M = TypeVar("M", bound=Incoming)
 Handler = Callable[[M], Awaitable[None] | None]
@@ -236,7 +238,7 @@ class DeviceLink:
         return False
 
     def _run(self, handler: Handler[Any], message: Incoming) -> None:
-        if len(self._running) >= MAX_RUNNING and not isinstance(message, AbortPlayback):
+        if len(self._running) >= (MAX_RUNNING + MAX_ABORTS if isinstance(message, AbortPlayback) else MAX_RUNNING):
             self._count("busy")
             return
         try:
@@ -256,11 +258,15 @@ class DeviceLink:
             self._failed(message)
 
     def _failed(self, message: Incoming) -> None:
-        self.counts["handler_failed"] += 1
-        log.exception("device message handler failed", kind=type(message).__name__)
+        if count := self._worth_a_line("handler_failed"):
+            log.exception("device message handler failed", kind=type(message).__name__, count=count)
 
     def _count(self, what: str) -> None:
+        if count := self._worth_a_line(what):
+            log.warning("device message not handled", reason=what, count=count)
+
+    def _worth_a_line(self, what: str) -> int:
+        """Counts, and gives the 1st, 2nd, 4th, 8th … count, else 0: a flood of messages is not a flood of lines."""
         self.counts[what] += 1
         count = self.counts[what]
-        if count & (count - 1) == 0:  # 1, 2, 4, 8 …: a flood of messages is not a flood of lines
-            log.warning("device message not handled", reason=what, count=count)
+        return count if count & (count - 1) == 0 else 0
