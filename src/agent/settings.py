@@ -62,6 +62,12 @@ def _blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _possible_path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("must not hold a NUL character")
+    return value
+
+
 def _reachable(value: str) -> str:
     """An address that a client can use: a host, a valid port, and no credentials, which would end up in errors."""
     try:
@@ -95,7 +101,8 @@ HttpUrl = Annotated[
 RedisUrl = Annotated[Annotated[str, Field(pattern=r"^rediss?://\S+$")] | None, BeforeValidator(_blank_is_none)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
 Prices = Annotated[dict[str, Price], NoDecode, BeforeValidator(parse_prices)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
+AnyPath = Annotated[Path, AfterValidator(_possible_path)]
+OptionalPath = Annotated[AnyPath | None, BeforeValidator(_blank_is_none)]
 
 
 class Settings(BaseSettings):
@@ -150,7 +157,7 @@ class Settings(BaseSettings):
     """Greet with a recorded sentence at once; off: the model greets."""
     greeting_language: str = Field(default="en", pattern=LANGUAGE_PATTERN, examples=["en"])
     """Language of the greeting where nothing else names one (BCP 47)."""
-    greetings_dir: Path = Field(default=Path("greetings"), examples=["greetings"])
+    greetings_dir: AnyPath = Field(default=Path("greetings"), examples=["greetings"])
     """Folder of recorded greetings with their manifest.json."""
 
     # Worker and processes
@@ -172,7 +179,7 @@ class Settings(BaseSettings):
     """How long an agent that came first waits for its device, in seconds."""
     drain_timeout: float = Field(default=1800.0, ge=0, le=86400, examples=["1800"])
     """How long SIGTERM waits for visits to end, in seconds."""
-    state_dir: Path = Field(default=Path(".state"), examples=["/var/lib/toy-agent"])
+    state_dir: AnyPath = Field(default=Path(".state"), examples=["/var/lib/toy-agent"])
     """What is kept on disk: device cache, outbox, catalogue, model files."""
     http_host: str = Field(default="127.0.0.1", examples=["0.0.0.0"])
     """Address of the health and metrics server."""
@@ -307,6 +314,10 @@ def load_settings(env_file: str | Path | None = ".env") -> Settings:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(item) for item in error.errors(include_input=False))) from None
+    except UnicodeDecodeError:  # it quotes the file, which holds secrets
+        raise SettingsError(f"{env_file}: is not UTF-8 text") from None
+    except OSError as error:
+        raise SettingsError(f"{env_file}: cannot be read: {error.strerror}") from None
 
 
 def _explain(item: Any) -> str:

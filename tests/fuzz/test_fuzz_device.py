@@ -96,7 +96,9 @@ WISH = Packet(b'{"type":"function_call","function_call":{"name":"play_music"}}',
 
 
 @fuzz()
-@given(packets=st.lists(PACKETS, max_size=12), repeat=st.sampled_from([1, 1, 40]), step=st.sampled_from([0.0, 0.02, 1.0]))
+@given(
+    packets=st.lists(PACKETS, max_size=12), repeat=st.sampled_from([1, 1, 40]), step=st.sampled_from([0.0, 0.02, 1.0])
+)
 @example(packets=[ABORT], repeat=500, step=0.2)
 @example(packets=[ABORT, WISH], repeat=300, step=0.02)
 def test_any_traffic_is_survived_and_nothing_piles_up(packets: list[Packet], repeat: int, step: float) -> None:
@@ -187,7 +189,9 @@ def test_any_arguments_are_checked_before_they_are_sent(name: str, arguments: di
 
 
 SEPARATORS = st.sampled_from(["_", "-", ":", "_mac_", "__", "/", "\n", " "])
-PIECES = st.sampled_from(["device", "mac", ME, "6825ddbbf3a0", "6825DDBBF3A0", "music", "story", "conversation", "..", "ff"])
+PIECES = st.sampled_from(
+    ["device", "mac", ME, "6825ddbbf3a0", "6825DDBBF3A0", "music", "story", "conversation", "..", "ff"]
+)
 
 
 @fuzz()

@@ -139,7 +139,7 @@ def load_device_file(path: Path) -> DeviceFile:
         raise SettingsError(f"DEVICE_FILE: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"DEVICE_FILE: {path} is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own errors, and Python's for numbers of thousands of digits
         raise SettingsError(f"DEVICE_FILE: {path} is not valid TOML: {str(error) or 'nested too deeply'}") from None
     try:
         content = _File.model_validate(raw)

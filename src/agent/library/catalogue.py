@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agent.errors import ToyError
 from agent.library import ingest, model_files
-from agent.library.catalogue_files import FOLDERS, CatalogueFiles, read_catalogue
+from agent.library.catalogue_files import FOLDERS, CatalogueFiles, printable, read_catalogue
 from agent.library.embedding import Embedder
 from agent.library.home import Home
 from agent.library.homes import open_home
@@ -210,6 +210,6 @@ def _tell_titles(out: Console, what: str, titles: Sequence[Title]) -> None:
 
 def _tell_lines(out: Console, lines: Sequence[str], most: int = _SHOWN) -> None:
     for line in lines[:most]:
-        out.print(f"    {escape(line)}")
+        out.print(f"    {escape(printable(line))}")
     if len(lines) > most:
         out.print(f"    … and {len(lines) - most} more")

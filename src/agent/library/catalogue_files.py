@@ -35,7 +35,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.reason}" if self.key else f"{self.file}: {self.reason}"
+        return printable(f"{self.file}: {self.key}: {self.reason}" if self.key else f"{self.file}: {self.reason}")
 
 
 @dataclass(slots=True)
@@ -60,21 +60,27 @@ def read_catalogue(root: Path) -> CatalogueFiles:
     found = CatalogueFiles(root, kinds)
     seen: dict[int, Title] = {}
     for kind in kinds:
-        for folder in sorted(path for path in (root / FOLDERS[kind]).iterdir() if path.is_dir()):
+        for folder in sorted((root / FOLDERS[kind]).iterdir()):
             place = folder.relative_to(root).as_posix()
-            if not confined(folder.name) or not folder.resolve().is_relative_to(root.resolve()):
-                found.problems.append(Problem(place, "", "a folder's name or link leads out of the catalogue"))
-                continue
-            for title in _read_section(found, kind, folder):
-                if title.id in seen:
-                    found.problems.append(Problem(f"{place}/{_METADATA}", title.title, "is there twice"))
-                    continue
-                seen[title.id] = title
-                found.titles.append(title)
+            try:
+                for title in _read_section(found, kind, folder):
+                    if title.id in seen:
+                        found.problems.append(Problem(f"{place}/{_METADATA}", title.title, "is there twice"))
+                        continue
+                    seen[title.id] = title
+                    found.titles.append(title)
+            except OSError as error:  # no right to look into it, or a link to what cannot be
+                found.problems.append(Problem(place, "", f"cannot be read: {error.strerror}"))
     return found
 
 
 def _read_section(found: CatalogueFiles, kind: Kind, folder: Path) -> Iterator[Title]:
+    if not folder.is_dir():
+        return
+    if not confined(folder.name) or not folder.resolve().is_relative_to(found.root.resolve()):
+        place = folder.relative_to(found.root).as_posix()
+        found.problems.append(Problem(place, "", "a folder's name or link leads out of the catalogue"))
+        return
     metadata = folder / _METADATA
     if metadata.is_file():
         yield from _read_metadata(found, kind, folder, metadata)
@@ -184,6 +190,13 @@ def _audio_under(folder: Path) -> Iterator[Path]:
         for name in sorted(files):
             if Path(name).suffix.lower() in AUDIO and not name.startswith("."):
                 yield Path(place) / name
+
+
+def printable(text: str) -> str:
+    """`text` with its control signs, and the bytes of file names that are no text, written as escapes."""
+    return "".join(
+        sign.encode("unicode_escape").decode() if unicodedata.category(sign) in {"Cc", "Cs"} else sign for sign in text
+    )
 
 
 def audio_files(found: CatalogueFiles) -> Iterator[Path]:
