@@ -1,4 +1,4 @@
-"""What the fuzz tests share: how long they search, JSON of every kind, and a server that answers whatever it is told."""
+"""What the fuzz tests share: how long they search, JSON of every kind, a server that answers what it is told."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from agent.device.calls import DeviceCalls, Failed, NoAnswer, read_volume
 from agent.device.calls import Battery as BatteryOf
+from agent.device.calls import DeviceCalls, Failed, NoAnswer, read_volume
 from agent.device.identity import identify
 from agent.device.link import MAX_ABORTS, MAX_QUEUED, MAX_RUNNING, DeviceLink
 from agent.device.messages import DeviceAnswer, Incoming, Outgoing, parse
@@ -205,8 +205,7 @@ def test_a_room_is_for_the_device_its_name_says_or_for_none(
 ) -> None:
     try:
         found = identify(room, identity, attributes)
-    except IdentityError as error:
-        assert len(str(error)) < 100
+    except IdentityError:
         return
     digits = room.lower().replace(":", "").replace("-", "")
     own = (identity or "").lower(), attributes.get("device_mac", "").lower()

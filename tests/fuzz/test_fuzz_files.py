@@ -80,11 +80,13 @@ TOML = st.lists(TOML_LINES | TEXT, max_size=10).map(lambda lines: "\n".join(line
 def test_any_device_file_is_read_or_refused_and_a_visit_goes_on(folder: Path, content: bytes) -> None:
     path = folder / "devices.toml"
     path.write_bytes(content)
+    told = ""
     try:
         load_device_file(path)
     except SettingsError as error:
-        assert str(error).startswith("DEVICE_FILE: ")
-        assert MAC not in str(error)
+        told = str(error)
+    assert not told or told.startswith("DEVICE_FILE: ")
+    assert MAC not in told
     settings = Settings(_env_file=None, device_file=path, state_dir=folder / "state", manager_api_deadline_ms=30_000)  # type: ignore[call-arg]
 
     async def visit() -> Briefing:
@@ -152,12 +154,13 @@ def test_any_value_is_a_setting_or_named_in_the_error(values: dict[str, str]) ->
 def test_any_env_file_is_read_or_each_wrong_variable_named(folder: Path, content: bytes) -> None:
     path = folder / ".env"
     path.write_bytes(content)
+    told = ""
     try:
         load_settings(path)
     except SettingsError as error:
-        for line in str(error).splitlines():
-            assert ": " in line
-        assert "very-secret" not in str(error)
+        told = str(error)
+    assert all(": " in line for line in told.splitlines())
+    assert "very-secret" not in told
 
 
 # --- the catalogue
@@ -251,12 +254,16 @@ def test_any_point_of_a_collection_is_a_title_or_refused(payload: dict[str, Any]
     embedded_text(title).encode()
 
 
-SOUNDS = st.builds(
-    lambda head, rest: head + rest,
-    st.sampled_from([b"", b"ID3\x04\0\0\0\0\x1f\x7f", b"ID3\x03\0\x80\0\0\0\x10", b"OggS\0\2", b"fLaC\0\0\0\x22", b"RIFF\0\0\0\0WAVE",
-                     b"\0\0\0\x18ftypM4A ", b"\xff\xfb\x90\x44", b"\xff\xf1\x50\x80", b"OggS\0\2" + b"\0" * 20 + b"\1\x13OpusHead"]),
-    st.binary(max_size=300),
-)  # fmt: skip
+HEADS = (
+    b"",
+    b"ID3\x04\0\0\0\0\x1f\x7f",
+    b"ID3\x03\0\x80\0\0\0\x10",
+    b"OggS\0\2",
+    b"fLaC\0\0\0\x22",
+    b"RIFF\0\0\0\0WAVE",
+)
+HEADS += (b"\0\0\0\x18ftypM4A ", b"\xff\xfb\x90\x44", b"\xff\xf1\x50\x80", b"OggS\0\2" + b"\0" * 20 + b"\1\x13OpusHead")
+SOUNDS = st.builds(lambda head, rest: head + rest, st.sampled_from(HEADS), st.binary(max_size=300))
 
 
 @fuzz()

@@ -48,6 +48,18 @@ class FileLocation:
 
         Raises MediaError when there is no such regular file, or a link leads out of the tree.
         """
+        try:
+            real = self._found()
+            # Non-blocking, so that a named pipe cannot hang the reader; `real` has no links left to follow.
+            descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:  # a name that is too long for the disk included
+            raise MediaError(f"the file cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise MediaError("not a regular file")
+        return descriptor
+
+    def _found(self) -> Path:
         root = self.root.resolve()
         for form in ("", "NFC", "NFD"):
             parts = [unicodedata.normalize(form, part) for part in self.parts] if form else self.parts  # type: ignore[arg-type]
@@ -59,15 +71,7 @@ class FileLocation:
         real = path.resolve()
         if not real.is_relative_to(root):
             raise MediaError("the file is a link that leaves the catalogue")
-        try:
-            # Non-blocking, so that a named pipe cannot hang the reader; `real` has no links left to follow.
-            descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise MediaError(f"the file cannot be read: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise MediaError("not a regular file")
-        return descriptor
+        return real
 
 
 Location = HttpLocation | FileLocation
