@@ -15,6 +15,7 @@ from aiohttp import web
 from livekit.agents import AgentServer
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from agent.pool import PoolWatch
 from agent.process import read_problems
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
@@ -23,7 +24,7 @@ _ROOMS_PER_CORE = 10
 _MB_PER_ROOM = 100
 CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
 """Where a container reads its own limits (cgroup version 2)."""
-_REASONS: Final = ("identity", "full", "rate", "device_rate")
+_REASONS: Final = ("identity", "full", "processes", "rate", "device_rate")
 LOAD_TARGET: Final = 0.6
 """Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
 ACCEPTED_S: Final = 6.0
@@ -41,6 +42,7 @@ class WorkerState:
         self.draining = False
         self.registered = False
         self.refused: Counter[str] = Counter()
+        self.pool = PoolWatch(settings.num_idle_processes, stuck_s=settings.job_stuck_timeout, clock=clock)
         self._clock = clock
         self._warm_at = float("-inf")
         self._server: AgentServer | None = None
@@ -108,16 +110,18 @@ class WorkerState:
         return LOAD_TARGET * self.active / (self.capacity + 1) if self.has_room() else 1.0
 
     def has_room(self) -> bool:
-        """Whether one more visit fits."""
-        return not self.draining and self.active < self.capacity
+        """Whether one more visit fits, and a process for it can be had."""
+        return not self.draining and self.active < self.capacity and self.pool.able
 
     def refuse(self, reason: str) -> None:
         """Count a refused room."""
         self.refused[reason] += 1
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when registered, not draining, processes are whole and one is warm; with the reasons where not."""
+        """Ready when registered, not draining, processes can be had and are whole, and one is warm; else with why."""
         problems = read_problems(self.settings)
+        if self.pool.problem:
+            problems["processes"] = self.pool.problem
         warm = self.warm
         warm_enough = not self.settings.num_idle_processes or self._clock() - self._warm_at <= WARM_GRACE_S
         report = {
@@ -139,6 +143,7 @@ class WorkerState:
         hub.set("toy_degraded", len(report["problems"]))
         hub.set("toy_warm_processes", report["warm_processes"])
         hub.set("toy_warm_processes_wanted", self.settings.num_idle_processes)
+        hub.replace("toy_process_failures", {(): self.pool.failed})
         hub.set("toy_visits_active", self.active)
         hub.set("toy_visits_capacity", self.capacity)
         hub.set("toy_utilisation_ratio", self.active / self.capacity)

@@ -165,6 +165,12 @@ class Settings(BaseSettings):
     """Warm processes kept ready for the next rooms."""
     job_executor: Literal["process", "thread"] = Field(default="process", examples=["process"])
     """One process per room, or threads of one process."""
+    job_memory_limit_mb: float = Field(default=1000.0, ge=0, le=1e6, examples=["1000"])
+    """A room's process that needs more memory (proportional, in MB) is ended; 0: no limit."""
+    job_memory_warn_mb: float = Field(default=300.0, ge=0, le=1e6, examples=["300"])
+    """And from here on the log tells of it; 0: never."""
+    job_stuck_timeout: float = Field(default=20.0, ge=5, le=600, examples=["20"])
+    """A room's process whose event loop does not answer for so many seconds is ended."""
     max_rooms: int = Field(default=0, ge=0, le=10000, examples=["25"])
     """Rooms at once; 0: derived from cores and memory."""
     joins_per_minute: float = Field(default=600.0, gt=0, le=100000, examples=["600"])

@@ -28,6 +28,7 @@ from agent.library.watcher import CatalogueWatcher
 from agent.livekit_server import supports_single_peer_connection
 from agent.outbox.home import open_couriers
 from agent.outbox.items import Deliverer
+from agent.pool import PooledServer
 from agent.rescue import watch_rooms
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
@@ -43,7 +44,8 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
     """The framework's server with our processes, rooms and admission; not running yet."""
     # The framework's loop monitor wakes every process a hundred times a second, idle ones too.
     os.environ.setdefault("LIVEKIT_AGENTS_LOOP_BLOCK_WARN_MS", "0")
-    server = AgentServer(
+    server = PooledServer(
+        state.pool,
         ws_url=settings.livekit_url,
         api_key=settings.livekit_api_key,
         api_secret=settings.livekit_api_secret.get_secret_value(),
@@ -58,6 +60,8 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
         load_threshold=math.inf,
         drain_timeout=math.ceil(settings.drain_timeout),
         initialize_process_timeout=20.0,
+        job_memory_warn_mb=settings.job_memory_warn_mb,
+        job_memory_limit_mb=settings.job_memory_limit_mb,
         log_level=settings.log_level.replace("WARNING", "WARN"),  # its own spelling
     )
     state.attach(server)
@@ -72,7 +76,9 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
             log.warning("room refused", reason=str(error), job_id=request.id)
             await request.reject(terminate=True)
             return
-        if not state.has_room():
+        if not state.pool.able:
+            await elsewhere(request, "processes", state.pool.problem)
+        elif not state.has_room():
             await elsewhere(request, "full", "the worker is full")
         elif not joins.take("worker"):
             await elsewhere(request, "rate", "too many rooms a minute")

@@ -139,14 +139,17 @@ _ALL: Final = (
     Instrument("toy_visits_active", "gauge", "Rooms with a visit now."),
     Instrument("toy_visits_capacity", "gauge", "Rooms that fit."),
     Instrument("toy_utilisation_ratio", "gauge", "Share of the capacity in use, 0 to 1."),
-    Instrument("toy_refused", "total", "Rooms refused. reason: identity, full, rate or device_rate.", ("reason",)),
+    Instrument(
+        "toy_refused", "total", "Rooms refused. reason: identity, full, processes, rate or device_rate.", ("reason",)
+    ),
     Instrument("toy_rooms_rescued", "counter", "Devices that were alone in their room and were given an agent."),
     Instrument("toy_ready", "gauge", "1 when rooms may come."),
     Instrument("toy_registered", "gauge", "1 once registered with LiveKit."),
     Instrument("toy_draining", "gauge", "1 while visits are left to end by themselves."),
-    Instrument("toy_degraded", "gauge", "Parts the newest process lacks."),
+    Instrument("toy_degraded", "gauge", "What is wrong with processes: parts they lack, or that none can be started."),
     Instrument("toy_warm_processes", "gauge", "Processes that wait for a room."),
     Instrument("toy_warm_processes_wanted", "gauge", "NUM_IDLE_PROCESSES."),
+    Instrument("toy_process_failures", "total", "Processes that did not start, or ended before they had a room."),
     Instrument("toy_processes", "gauge", "Processes. role: worker, starting, warm, visit or other.", ("role",)),
     Instrument(
         "toy_process_memory_bytes",
