@@ -223,7 +223,15 @@ def services() -> dict[str, Any]:
                 {"rescued": "sum(increase(toy_rooms_rescued_total[$__rate_interval]))"},
                 "Their visit or worker had died, or none was there when they came.",
             ),
-            lines("Processes", "short", {"{{role}}": "sum by (role) (toy_processes)"}),
+            lines(
+                "Processes",
+                "short",
+                {
+                    "{{role}}": "sum by (role) (toy_processes)",
+                    "failed": "sum(increase(toy_process_failures_total[$__rate_interval]))",
+                },
+                "Failed: they did not start, or ended before they had a room.",
+            ),
             lines(
                 "Memory",
                 "bytes",

@@ -162,4 +162,8 @@ async def check_worker(settings: Settings) -> Finding:
         )
     if ready:
         return ok(f"ready, {found.get('active_calls')} of {found.get('max_concurrent_calls')} rooms in use")
-    return warning(f"runs, but is not ready (HTTP {status}): {found}", "see the worker's log")
+    if isinstance(problems := found.get("problems"), dict) and problems:
+        why = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
+    else:
+        why = ", ".join(f"{name} {value}" for name, value in found.items() if name != "problems")
+    return warning(f"runs, but is not ready (HTTP {status}): {why}", "see the worker's log")
