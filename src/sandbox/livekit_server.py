@@ -125,6 +125,14 @@ class LiveKitServer:
                 await asyncio.sleep(0.02)
         raise ProcessFailed(f"The LiveKit server does not answer after {timeout:g} s:\n{self.process.tail()}")
 
+    async def restart(self, *, timeout: float = 20.0) -> None:
+        """End it as a crash does, and start it again on the same ports, remembering nothing. Raises ProcessFailed."""
+        if self.process is None:
+            raise ProcessFailed("the LiveKit server has not been started")
+        await self.process.stop(grace=0)
+        self.process.start()
+        await self._wait_until_it_answers(timeout)
+
     async def stop(self) -> None:
         """End it. It keeps nothing worth waiting for, and a polite stop would wait for participants to leave."""
         if self.process is not None:

@@ -419,7 +419,7 @@ async def _main() -> None:
     options = parser.parse_args()
     api = ManagerApi(port=options.port, secret=options.secret or None)
     if options.any_device:
-        api.devices = _EveryDevice(api.devices)
+        api.devices = EveryDevice(api.devices)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -428,7 +428,7 @@ async def _main() -> None:
         await stop.wait()
 
 
-class _EveryDevice(dict[DeviceMac, Device]):
+class EveryDevice(dict[DeviceMac, Device]):
     """Devices that come into being when asked for, each with an agent of its own."""
 
     def get(self, mac: Any, default: Any = None) -> Any:  # noqa: ARG002 — dict's signature

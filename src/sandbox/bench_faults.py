@@ -1,0 +1,390 @@
+"""`scripts/bench faults`: what a child hears, what is lost and how long recovery takes when something breaks.
+
+Each round of each fault is a visit before it, one that meets it, and visits after it until one is right again. The
+worker reaches every service through a proxy that is made slow, lossy of its connections, or a black hole; processes are
+killed, a disk is filled, a clock jumps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+
+from sandbox.audio import Pcm, speak
+from sandbox.bench_report import write_json
+from sandbox.bench_turn import cut_to_loud
+from sandbox.device import MIC_RATE, RoomForm
+from sandbox.fault_house import FAKETIME, SENTENCE, Account, House, Owed
+from sandbox.fault_visit import Toy, Visit, ordinary, struck
+from sandbox.processes import RUN_MARKER, ProcessFailed, marked_processes
+from sandbox.toxiproxy import Toxic, ToxiproxyRefused
+
+ROUNDS = 2
+RECOVERY_TRIES = 6
+HOUR = 3600
+
+Deed = Callable[[House, Toy], Awaitable[None]]
+
+TOXICS: dict[str, tuple[Toxic, ...]] = {
+    "latency": (Toxic("latency", {"latency": 1500}),),
+    "jitter": (
+        Toxic("latency", {"latency": 400, "jitter": 400}),
+        Toxic("slicer", {"average_size": 400, "delay": 2000}),
+    ),
+    "slow_close": (Toxic("slow_close", {"delay": 10_000}),),
+    "reset_peer": (Toxic("reset_peer", {"timeout": 0}),),
+    "black_hole": (Toxic("timeout", {"timeout": 0}), Toxic("timeout", {"timeout": 0}, upstream=True)),
+    "bandwidth": (Toxic("bandwidth", {"rate": 4}), Toxic("bandwidth", {"rate": 4}, upstream=True)),
+}
+SERVICES = ("manager", "llm", "stt", "tts", "elevenlabs", "mem0", "media", "qdrant", "livekit", "signalling")
+
+
+async def nothing(_house: House, _toy: Toy) -> None:
+    """Not a deed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong. `strike` and `heal` do it and undo it; see `fault_visit.struck` for the others.
+
+    `inside` None: in the middle of a conversation in every second round, before the device comes in the others.
+    `house` is what it needs of its house. `impossible` tells why it cannot be tried here; None: it can.
+    """
+
+    name: str
+    strike: Deed
+    heal: Deed = nothing
+    inside: bool | None = None
+    agent_dies: bool = False
+    leaves: bool = False
+    form: RoomForm = "plain"
+    remote: bool = False
+    eleven: bool = False
+    house: str = "plain"
+    impossible: Callable[[], str | None] = lambda: None
+
+    @property
+    def options(self) -> dict[str, bool | RoomForm]:
+        """What its visits are like."""
+        return {"form": self.form, "remote": self.remote, "eleven": self.eleven}
+
+
+def toxic_fault(service: str, name: str) -> Fault:
+    """One harm to one service."""
+
+    async def strike(house: House, _toy: Toy) -> None:
+        await house.proxies[service].strike(*TOXICS[name])
+
+    async def heal(house: House, _toy: Toy) -> None:
+        await house.proxies[service].heal()
+
+    return Fault(
+        f"{service}-{name}",
+        strike,
+        heal,
+        inside=False if service == "media" else None,
+        form="story" if service == "media" else "plain",
+        remote=service == "signalling",
+        eleven=service == "elevenlabs",
+    )
+
+
+async def _kill_visit(house: House, toy: Toy) -> None:
+    await house.kill_visit(toy.began)
+
+
+async def _kill_visit_without_redis(house: House, toy: Toy) -> None:
+    await house.proxies["redis"].strike(*TOXICS["black_hole"])
+    await house.kill_visit(toy.began)
+
+
+async def _heal_redis(house: House, _toy: Toy) -> None:
+    await house.proxies["redis"].heal()
+
+
+async def _replace_worker(house: House, _toy: Toy) -> None:
+    await house.kill_worker()
+    await house.start_worker()
+
+
+async def _restart_server(house: House, _toy: Toy) -> None:
+    await house.restart_server()
+
+
+async def _fill_disk(house: House, _toy: Toy) -> None:
+    await asyncio.to_thread(house.fill_disk)
+
+
+async def _free_disk(house: House, _toy: Toy) -> None:
+    await asyncio.to_thread(house.free_disk)
+
+
+def _jump(seconds: int) -> Deed:
+    async def jump(house: House, _toy: Toy) -> None:
+        house.set_clock(seconds)
+
+    return jump
+
+
+def _needs_redis() -> str | None:
+    return None if shutil.which("redis-server") else "there is no redis-server on PATH"
+
+
+def _needs_faketime() -> str | None:
+    return None if FAKETIME else "there is no libfaketime (Debian: apt-get install libfaketime)"
+
+
+def _needs_namespaces() -> str | None:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"no mount namespace: {error}"
+    return None if done.returncode == 0 else f"no mount namespace: {done.stderr.strip()}"
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("job-killed", _kill_visit, inside=True, agent_dies=True),
+    Fault(
+        "job-killed-redis-black_hole",
+        _kill_visit_without_redis,
+        _heal_redis,
+        inside=True,
+        agent_dies=True,
+        impossible=_needs_redis,
+    ),
+    Fault("worker-killed", _replace_worker, inside=True, agent_dies=True),
+    Fault("livekit-restarted", _restart_server, inside=True),
+    *(toxic_fault(service, name) for service in SERVICES for name in TOXICS),
+    Fault("disk-full", _fill_disk, _free_disk, house="disk", impossible=_needs_namespaces),
+    Fault("disk-full-to-the-end", _fill_disk, _free_disk, leaves=True, house="disk", impossible=_needs_namespaces),
+    Fault("clock-forward", _jump(HOUR), _jump(0), house="clock", impossible=_needs_faketime),
+    Fault("clock-back", _jump(-HOUR), _jump(0), house="clock", impossible=_needs_faketime),
+)
+
+
+@dataclass
+class Result:
+    """What one fault did, over its rounds."""
+
+    fault: str
+    before: list[Visit] = field(default_factory=list)
+    during: list[Visit] = field(default_factory=list)
+    after: list[Visit] = field(default_factory=list)
+    recovery_s: list[float] = field(default_factory=list)
+    unrecovered: int = 0
+    stuck: int = 0
+    owed: list[Owed] = field(default_factory=list)
+    account: Account | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def next_greeting(self) -> float | None:
+        """The next right visit's greeting, as a multiple of an ordinary one's; medians."""
+        before = [v.greeting_ms for v in self.before if v.greeting_ms is not None]
+        after = [v.greeting_ms for v in self.after if v.right and v.greeting_ms is not None]
+        return statistics.median(after) / statistics.median(before) if before and after else None
+
+    @property
+    def child_hears(self) -> str:
+        """Each round's sounds in order; rounds alike are told once."""
+        told = [", ".join(visit.heard) + (f" ({visit.problem})" if visit.problem else "") for visit in self.during]
+        return " | ".join(dict.fromkeys(told))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, visits included."""
+        return {**asdict(self), "child_hears": self.child_hears, "next_greeting_ratio": self.next_greeting}
+
+
+async def one_round(house: House, fault: Fault, speech: Pcm, number: int, result: Result) -> None:
+    """A visit before, one that meets the fault, and visits after it until one is right."""
+
+    async def strike(toy: Toy) -> None:
+        await fault.strike(house, toy)
+
+    async def heal(toy: Toy) -> None:
+        await fault.heal(house, toy)
+
+    await house.settle()
+    result.before.append(await ordinary(house, speech, **fault.options))
+    await house.settle()
+    inside = fault.inside if fault.inside is not None else number % 2 == 1
+    during, ended = await struck(
+        house,
+        speech,
+        strike=strike,
+        heal=heal,
+        inside=inside,
+        agent_dies=fault.agent_dies,
+        leaves=fault.leaves,
+        **fault.options,
+    )
+    result.during.append(during)
+    ok_at = during.ok_at
+    for _ in range(RECOVERY_TRIES):
+        await house.settle()
+        begun = time.monotonic()
+        visit = await ordinary(house, speech, **fault.options)
+        result.after.append(visit)
+        if visit.right:
+            result.recovery_s.append(round(max(0.0, (ok_at or begun) - ended), 1))
+            break
+    else:
+        result.unrecovered += 1
+    result.stuck += await house.orphans()
+
+
+async def try_fault(house: House, fault: Fault, speech: Pcm, rounds: int) -> Result:
+    """All rounds of one fault."""
+    result = Result(fault.name)
+    first = len(house.owed)
+    for number in range(rounds):
+        try:
+            await one_round(house, fault, speech, number, result)
+        except (ProcessFailed, ToxiproxyRefused, TimeoutError, OSError, aiohttp.ClientError) as error:
+            result.problems.append(f"{type(error).__name__}: {str(error)[-1500:]}")
+            await house.toxiproxy.heal()
+            await house.start_worker_if_gone()
+    result.owed = copy.copy(house.owed[first:])
+    return result
+
+
+def new_house(kind: str) -> House:
+    """What faults of this kind are tried in."""
+    return House(clock=kind == "clock", disk_mb=32 if kind == "disk" else 0)
+
+
+async def run(faults: Sequence[Fault], rounds: int, patience: float, logs: Path | None = None) -> dict[str, Any]:
+    """Every fault, house by house; returns the report."""
+    os.environ.setdefault(RUN_MARKER, uuid.uuid4().hex)
+    speech = cut_to_loud(await asyncio.to_thread(speak, SENTENCE, "en", MIC_RATE))
+    results: list[Result] = []
+    report: dict[str, Any] = {"rounds": rounds, "houses": {}}
+    skipped: dict[str, str] = {}
+    for kind in dict.fromkeys(fault.house for fault in faults):
+        possible = []
+        for fault in (fault for fault in faults if fault.house == kind):
+            reason = fault.impossible()
+            if reason is None:
+                possible.append(fault)
+            else:
+                skipped[fault.name] = reason
+                print(f"{fault.name}: skipped, {reason}", file=sys.stderr)
+        if possible:
+            report["houses"][kind] = await _in_house(kind, possible, speech, rounds, patience, results, logs)
+    left = [process.pid for process in marked_processes(os.environ[RUN_MARKER])]
+    print_results(results)
+    for kind, end in report["houses"].items():
+        print(f"at the end of the house “{kind}”: {end}")
+    print(f"processes left behind: {len(left)}")
+    return {
+        **report,
+        "skipped": skipped,
+        "processes_left": len(left),
+        "faults": {result.fault: result.as_json() for result in results},
+    }
+
+
+async def _in_house(
+    kind: str,
+    faults: Sequence[Fault],
+    speech: Pcm,
+    rounds: int,
+    patience: float,
+    results: list[Result],
+    logs: Path | None,
+) -> dict[str, Any]:
+    mine: list[Result] = []
+    async with new_house(kind) as house:
+        await house.settle()
+        await ordinary(house, speech)  # the first of all is nobody's figure
+        for fault in faults:
+            begun = time.monotonic()
+            result = await try_fault(house, fault, speech, rounds)
+            mine.append(result)
+            results.append(result)
+            print(
+                f"{fault.name}: {result.child_hears}; recovery {result.recovery_s} s; "
+                f"{time.monotonic() - begun:.0f} s {' '.join(result.problems)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        rooms = await house.leaked_rooms()
+        stuck = await house.surplus()
+        everything = await house.all_arrived(house.owed, timeout=patience)
+        for result in mine:
+            result.account = house.account(result.owed)
+        if logs is not None:
+            house.write_logs(logs / f"bench-faults-{kind}.log")
+    return {"leaked_rooms": len(rooms), "stuck_processes": stuck, **asdict(everything)}
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """A row a fault."""
+    table = Table(title="Faults: what the child hears, what is lost, how long it takes")
+    table.add_column("fault")
+    table.add_column("the child hears", ratio=1)
+    for column in ("alone s", "recovery s", "next greeting", "lost", "repeated", "doubled", "stuck"):
+        table.add_column(column, justify="right")
+    for result in results:
+        account = result.account or Account(0, 0, 0, 0)
+        ratio = result.next_greeting
+        alone = max((visit.alone_s for visit in [*result.during, *result.after]), default=0.0)
+        recovery = f"{statistics.median(result.recovery_s):.1f}" if result.recovery_s else "—"
+        table.add_row(
+            result.fault,
+            result.child_hears + (f" [{len(result.problems)} failed rounds]" if result.problems else ""),
+            f"{alone:.1f}",
+            recovery + (f" ({result.unrecovered} never)" if result.unrecovered else ""),
+            f"{ratio:.2f} ×" if ratio is not None else "—",
+            f"{account.lost_lines}+{account.lost_memories}",
+            str(account.repeated),
+            str(account.doubled),
+            str(result.stuck),
+        )
+    Console(width=150).print(table)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="scripts/bench faults", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="faults by name; * stands for anything")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each fault")
+    parser.add_argument(
+        "--patience", type=float, default=360.0, help="seconds that chat lines and memories have to arrive, at the end"
+    )
+    parser.add_argument("--logs", action="store_true", help="keep the workers' logs beside the report")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    chosen = [f for f in FAULTS if not args.only or any(fnmatchcase(f.name, name) for name in args.only)]
+    if not chosen:
+        parser.error(f"no fault has such a name; there are: {', '.join(fault.name for fault in FAULTS)}")
+    if args.list:
+        print("\n".join(fault.name for fault in chosen))
+        return
+    started = time.time()
+    report = asyncio.run(run(chosen, args.rounds, args.patience, args.out if args.logs else None))
+    report["seconds"] = round(time.time() - started)
+    write_json(args.out / "bench-faults.json", report)
+
+
+if __name__ == "__main__":
+    main()
