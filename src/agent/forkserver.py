@@ -12,9 +12,10 @@ from agent.errors import ToyError
 
 try:
     if process.shared().settings.redis_url is not None:
-        from agent.briefing import cache_redis
-        from agent.conversation import resume_redis
-        from agent.outbox import redis  # noqa: F401 — no visit pays for them either
+        # No visit pays for these either.
+        import agent.briefing.cache_redis
+        import agent.conversation.resume_redis
+        import agent.outbox.redis  # noqa: F401
 except ToyError as error:
     # The worker has already refused wrong settings; the processes will say the same when they try again.
     sys.stderr.write(f"{error}\n")

@@ -38,14 +38,19 @@ class ServingMark:
         self._file = -1
 
     def set(self, served: Served) -> None:
-        """This visit lives. Raises OSError."""
+        """This visit lives. Raises OSError, as of a full disk; nothing is left behind then."""
         private_dir(self._folder)
         draft = self._folder / f"{uuid.uuid4().hex}.draft"
         self._file = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(self._file, json.dumps([served.room, served.agent]).encode())
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(self._file, json.dumps([served.room, served.agent]).encode())
+            draft.rename(draft.with_suffix(".json"))  # found only once it is whole and locked
+        except OSError:
+            draft.unlink(missing_ok=True)
+            self.clear()
+            raise
         self._path = draft.with_suffix(".json")
-        draft.rename(self._path)  # found only once it is whole and locked
 
     def clear(self) -> None:
         """It has ended in order. Safe to call twice, and without `set`."""

@@ -270,7 +270,11 @@ class Visit:
     async def _mark_serving(self) -> None:
         mark = ServingMark(self.settings)
         self._stack.push_async_callback(asyncio.to_thread, mark.clear)
-        await asyncio.to_thread(mark.set, Served(self.ctx.job.room.name, self.ctx.token_claims().identity))
+        try:
+            await asyncio.to_thread(mark.set, Served(self.ctx.job.room.name, self.ctx.token_claims().identity))
+        except OSError as error:
+            # Should this process be killed, its room is found once LiveKit has noticed: later, but found.
+            self.log.warning("the visit cannot be marked as served", error=error.strerror)
 
     def _open_providers(self) -> None:
         plan = self.kit.shared.plan

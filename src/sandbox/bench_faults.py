@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
+import logging
 import os
 import shutil
 import statistics
@@ -380,6 +381,7 @@ def main() -> None:
     if args.list:
         print("\n".join(fault.name for fault in chosen))
         return
+    logging.getLogger("livekit").setLevel(logging.ERROR)
     started = time.time()
     report = asyncio.run(run(chosen, args.rounds, args.patience, args.out if args.logs else None))
     report["seconds"] = round(time.time() - started)

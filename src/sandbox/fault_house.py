@@ -232,6 +232,12 @@ class House:
         )
         os.kill(int(line.fields["pid"]), signal.SIGKILL)
 
+    async def visit_ended(self, since: float) -> None:
+        """Wait until the visit that has begun since this monotonic time has closed everything. Raises ProcessFailed."""
+        await self.worker.wait_for_line(
+            lambda line: line.event == "visit ended" and line.at > since, timeout=60, what="the visit's end"
+        )
+
     async def kill_worker(self) -> None:
         """SIGKILL to the worker's main process alone; its children are left to find out."""
         self.worker.send_signal(signal.SIGKILL)

@@ -253,6 +253,8 @@ async def struck(
                     toy.visit.ok_at = begun
     except (DeviceTimeout, rtc.ConnectError) as error:
         toy.visit.problem = str(error)[:120]
+    if leaves:
+        await house.visit_ended(toy.began)
     if not healed:
         await heal(toy)
         ended = ended or time.monotonic()

@@ -14,6 +14,7 @@ from outbox_support import line
 from agent.errors import OutboxError
 from agent.outbox.items import DELIVERED_KEPT_S, MAX_BODY_BYTES, Lane, OutboxItem, OutboxStats
 from agent.outbox.redis import RedisOutbox
+from agent.outbox.reserve import RESERVE_BYTES, DiskReserve
 from agent.outbox.sqlite import SqliteOutbox
 from sandbox.redis_server import RedisServer
 
@@ -284,3 +285,31 @@ def test_any_text_survives(store: Store) -> None:
     store.add([OutboxItem.of("chat", "aa", {"text": text})])
     store.claim("me", "chat", 5, 10)
     assert drain(store, AA) == [text]
+
+
+def blocks(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_room_is_kept_on_the_disk_for_what_comes_when_it_is_full(file: SqliteOutbox, tmp_path: Path) -> None:
+    reserve = tmp_path / "outbox.db.reserve"
+    file.prune()
+    assert blocks(reserve) >= RESERVE_BYTES
+    full = SqliteOutbox(tmp_path / "outbox.db")
+    full.stats([])
+    assert full._connection is not None
+    full._connection.execute("PRAGMA max_page_count=1")
+    assert full.add([OutboxItem.of("chat", "aa", {"text": "x" * 100_000})]) == 1
+    assert not reserve.exists()
+    file.prune()
+    assert reserve.exists()
+    full.close()
+
+
+def test_no_room_is_kept_where_there_is_little(tmp_path: Path) -> None:
+    reserve = DiskReserve(tmp_path / "reserve", size=2**60)
+    assert not reserve.keep()
+    assert not reserve.release()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    assert not DiskReserve(tmp_path / "file" / "reserve").keep()

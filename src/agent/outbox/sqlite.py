@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Final
 
 from agent.errors import OutboxError
 from agent.outbox.items import CLOCK_SLACK_S, DEAD_KEPT, DELIVERED_KEPT_S, Lane, OutboxItem, OutboxStats
+from agent.outbox.reserve import DiskReserve
 from agent.state import open_database
 
 _SCHEMA: Final = """
@@ -55,7 +57,8 @@ class SqliteOutbox:
 
     `max_age_s` and `max_items` bound what waits. With `durable` each commit reaches the disk (synchronous=FULL:
     a loss of power loses nothing); without, it survives a kill of the process, which is enough for the courier,
-    whose lost marks only repeat a key. `clock` gives Unix seconds.
+    whose lost marks only repeat a key. `clock` gives Unix seconds. `reserve` is given up when `add` finds the disk
+    full, and kept again by `prune`.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class SqliteOutbox:
         durable: bool = True,
         lock_timeout_s: float = 2.0,
         clock: Callable[[], float] = time.time,
+        reserve: DiskReserve | None = None,
     ) -> None:
         self._path = path
+        self._reserve = reserve or DiskReserve(path.with_name(f"{path.name}.reserve"))
         self._max_age_s = max_age_s
         self._max_items = max_items
         self._durable = durable
@@ -79,6 +84,14 @@ class SqliteOutbox:
         self._inode = 0
 
     def add(self, items: Sequence[OutboxItem]) -> int:
+        try:
+            return self._add(items)
+        except OutboxError as error:
+            if not (_disk_is_full(error.__cause__) and self._reserve.release()):
+                raise
+        return self._add(items)
+
+    def _add(self, items: Sequence[OutboxItem]) -> int:
         now = self._clock()
         kept = 0
         with self._transaction() as db:
@@ -170,6 +183,7 @@ class SqliteOutbox:
             db.execute("UPDATE lanes SET owner = NULL WHERE owner = ?", (owner,))
 
     def prune(self) -> int:
+        self._reserve.keep()
         now = self._clock()
         with self._transaction() as db:
             dropped = self._drop(db, "created_at < ?", (now - self._max_age_s,)) + self._drop_surplus(db)
@@ -276,3 +290,11 @@ class SqliteOutbox:
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # The shared-memory file beside the log cannot grow: SQLite calls that an I/O error.
+    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE)
+    return getattr(error, "sqlite_errorcode", None) in full
