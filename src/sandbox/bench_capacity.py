@@ -1,0 +1,54 @@
+"""`scripts/bench capacity`: how much a worker carries, and what is left of it after storms and hours.
+
+Without a part named: the curve of talking rooms, for both executors. Each run adds its part to the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from sandbox import capacity_curve
+from sandbox.bench_report import write_json
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if not numbers or min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The parts that were asked for."""
+    found: dict[str, Any] = {}
+    for executor in args.executor:
+        found[f"curve {executor}"] = await capacity_curve.measure(executor, args.n, args.seconds)
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="scripts/bench capacity", description=__doc__)
+    parser.add_argument("--executor", nargs="+", choices=("process", "thread"), default=["process", "thread"])
+    parser.add_argument("--n", type=_numbers, default=[1, 2, 3, 5, 8, 10, 15, 25, 50], help="talking rooms, 1,2,3,…")
+    parser.add_argument("--seconds", type=float, default=50.0, help="how long each number of rooms is watched")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    started = time.time()
+    path = args.out / "bench-capacity.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    found = asyncio.run(run(args))
+    report = {**earlier, **found, "seconds": round(time.time() - started)}
+    curves = {key.split()[1]: value["steps"] for key, value in report.items() if key.startswith("curve ")}
+    if curves:
+        capacity_curve.plot(args.out / "bench-capacity.png", curves)
+    write_json(path, report)
+
+
+if __name__ == "__main__":
+    main()
