@@ -39,7 +39,9 @@ class Tested:
         """Wait until every job has ended and the pool is warm. Raises TimeoutError, ProcessFailed."""
         await self.worker.wait_until_ready(warm=1, timeout=timeout)
         async with asyncio.timeout(timeout):
-            while not await self._settled():
+            while True:
+                if await self._settled():
+                    return
                 await asyncio.sleep(0.2)
 
     async def _settled(self) -> bool:

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -37,6 +37,7 @@ class Stay:
 
     `hold`: afterwards it listens until told to stop. `leave_after` seconds from having joined it leaves, whatever it
     was at. `pause` seconds go by before the next visit. A room is closed when its device has left, unless `abandon`.
+    Not `greeted`: the agent does not speak first.
     """
 
     turns: int = 0
@@ -44,6 +45,7 @@ class Stay:
     leave_after: float | None = None
     pause: float = 0.0
     abandon: bool = False
+    greeted: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a device reported: `greeted` and `turn` have `ms`, `failed` an `error`; `joined`, `left`. `at`: monotonic."""
+    """What a device reported: `joined`, `left`, `greeted` and `turn` with `ms`, `failed` with `error`, monotonic `at`."""
 
     member: int
     visit: int
@@ -118,7 +120,9 @@ class Crowd:
     async def wait_for(self, name: str, number: int, *, timeout: float) -> None:
         """Wait until at least `number` marks of this name, or failures, have come. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
-            while sum(mark.name in (name, "failed") for mark in self.marks()) < number:
+            while True:
+                if sum(mark.name in (name, "failed") for mark in self.marks()) >= number:
+                    return
                 await asyncio.sleep(0.1)
 
     async def finish(self, *, timeout: float) -> None:
@@ -183,8 +187,11 @@ class _Visitor:
 
     async def _talk(self, device: Device, stay: Stay) -> None:
         try:
-            await device.wait_for_sound(timeout=self._patience)
-            self._tell("greeted", ms=device.since_joined_ms("first_sound") or 0.0)
+            if stay.greeted:
+                await device.wait_for_sound(timeout=self._patience)
+                self._tell("greeted", ms=device.since_joined_ms("first_sound") or 0.0)
+            else:
+                await device.wait_for_mark("track_subscribed", timeout=self._patience)
             if stay.turns:
                 await device.wait_for_silence(_QUIET)
             for turn in count():
@@ -221,21 +228,23 @@ async def _devices(plan: dict[str, Any]) -> None:
         Member([Stay(**stay) for stay in item["visits"]], item["start"], item["endless"]) for item in plan["members"]
     ]
     visits = [
-        asyncio.create_task(_Visitor(plan["first"] + number, plan, server, speech).run(member))
-        for number, member in enumerate(members)
+        _Visitor(plan["first"] + number, plan, server, speech).run(member) for number, member in enumerate(members)
     ]
-    everything = asyncio.gather(*visits)
+    everything = asyncio.create_task(_all(visits))
     await asyncio.wait([everything, stopping], return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
-        for visit in visits:
-            visit.cancel()
-        await asyncio.wait(visits)
-        with contextlib.suppress(asyncio.CancelledError):
-            await everything
+        everything.cancel()
+        await asyncio.wait([everything])
     else:
         everything.result()
     for task in (going, stopping):
         task.cancel()
+
+
+async def _all(visits: Sequence[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for visit in visits:
+            group.create_task(visit)
 
 
 def main() -> None:
