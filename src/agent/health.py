@@ -15,13 +15,19 @@ from aiohttp import web
 from livekit.agents import AgentServer
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from agent.idle import IdleProcesses
 from agent.pool import PoolWatch
 from agent.process import read_problems
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 
-_ROOMS_PER_CORE = 10
-_MB_PER_ROOM = 100
+ROOMS_PER_CORE: Final = 4
+"""Rooms in which somebody talks all the time, with three tenths of the core left: `scripts/bench capacity`."""
+MB_PER_ROOM: Final = 80
+"""Memory that a talking room has for itself, with a fifth to spare: `scripts/bench capacity`."""
+MB_PER_WARM_PROCESS: Final = 25
+MB_OF_WORKER: Final = 400
+"""The worker itself, and what all its processes share."""
 CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
 """Where a container reads its own limits (cgroup version 2)."""
 _REASONS: Final = ("identity", "full", "processes", "rate", "device_rate")
@@ -38,11 +44,12 @@ class WorkerState:
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
-        self.capacity = settings.max_rooms or default_capacity()
+        self.capacity = settings.max_rooms or default_capacity(settings)
         self.draining = False
         self.registered = False
         self.refused: Counter[str] = Counter()
         self.pool = PoolWatch(settings.num_idle_processes, stuck_s=settings.job_stuck_timeout, clock=clock)
+        self.idle = IdleProcesses(self.pool, least=settings.num_idle_processes, most=most_idle(settings), clock=clock)
         self._clock = clock
         self._warm_at = float("-inf")
         self._server: AgentServer | None = None
@@ -63,6 +70,7 @@ class WorkerState:
         now = self._clock()
         self._accepted = {name: at for name, at in self._accepted.items() if now - at < ACCEPTED_S}
         self._accepted[room] = now
+        self.idle.arrived()
 
     def rooms(self) -> frozenset[str]:
         """Names of the rooms with a visit now, or about to have one."""
@@ -142,7 +150,7 @@ class WorkerState:
         hub.set("toy_draining", self.draining)
         hub.set("toy_degraded", len(report["problems"]))
         hub.set("toy_warm_processes", report["warm_processes"])
-        hub.set("toy_warm_processes_wanted", self.settings.num_idle_processes)
+        hub.set("toy_warm_processes_wanted", self.idle.wanted)
         hub.replace("toy_process_failures", {(): self.pool.failed})
         hub.set("toy_visits_active", self.active)
         hub.set("toy_visits_capacity", self.capacity)
@@ -150,10 +158,16 @@ class WorkerState:
         hub.replace("toy_refused", {(reason,): self.refused[reason] for reason in {*_REASONS, *self.refused}})
 
 
-def default_capacity(group: Path = CONTROL_GROUP) -> int:
-    """Rooms that cores and memory carry, of this machine or of the container where that has less."""
+def default_capacity(settings: Settings, group: Path = CONTROL_GROUP) -> int:
+    """Rooms that cores and memory carry, of this machine or of the container where that has less; at least 1."""
     total_mb, _ = memory_mb(group)
-    return max(1, min(int(cores(group) * _ROOMS_PER_CORE), total_mb // _MB_PER_ROOM))
+    left_mb = total_mb - MB_OF_WORKER - most_idle(settings) * MB_PER_WARM_PROCESS
+    return max(1, min(int(cores(group) * ROOMS_PER_CORE), left_mb // MB_PER_ROOM))
+
+
+def most_idle(settings: Settings) -> int:
+    """The upper bound of warm processes; 0 where none are kept."""
+    return max(settings.num_idle_processes, settings.max_idle_processes) if settings.num_idle_processes else 0
 
 
 def cores(group: Path = CONTROL_GROUP) -> float:
@@ -235,6 +249,7 @@ class HealthServer:
                 "max_concurrent_calls": state.capacity,
                 "utilization_percent": round(state.active / state.capacity * 100, 1),
                 "warm_processes": state.warm,
+                "warm_processes_wanted": state.idle.wanted,
                 "draining": state.draining,
                 "refused": dict(state.refused),
                 **self._hub.percentiles(),

@@ -30,6 +30,9 @@ class Pool(Protocol):
     def on(self, event: Any, callback: Any) -> Any: ...
     def set_target_idle_processes(self, num_idle_processes: int) -> None: ...
 
+    _default_num_idle_processes: int
+    _warmed_proc_queue: asyncio.Queue[Any]
+
 
 class PoolWatch:
     """Follows the framework's pool from its first process on. Belongs to the worker's event loop.
@@ -60,6 +63,19 @@ class PoolWatch:
         pool.on("process_ready", self._on_ready)
         pool.on("process_job_launched", self._on_launched)
         pool.on("process_closed", self._on_closed)
+
+    def want(self, idle: int) -> None:
+        """Keep so many idle processes from now on; after failures, as soon as processes can be started again."""
+        self._wanted = idle
+        if not self._in_a_row:
+            self._aim(idle)
+
+    async def close_surplus(self) -> None:
+        """End idle processes beyond those wanted, the one that has waited longest first; they are no failures."""
+        while self._pool is not None and self._pool._warmed_proc_queue.qsize() > self._wanted:
+            process = self._pool._warmed_proc_queue.get_nowait()
+            self._idle.discard(process)
+            await process.aclose()
 
     def close(self) -> None:
         """The pool is about to close: processes that end from now on end as they should."""
@@ -146,6 +162,8 @@ class PoolWatch:
 
     def _aim(self, idle: int) -> None:
         if self._pool is not None:
+            # The framework keeps no more than it was made with, whatever it is told.
+            self._pool._default_num_idle_processes = self._wanted
             self._pool.set_target_idle_processes(idle)
 
 

@@ -163,6 +163,8 @@ class Settings(BaseSettings):
     # Worker and processes
     num_idle_processes: int = Field(default=3, ge=0, le=64, examples=["3"])
     """Warm processes kept ready for the next rooms."""
+    max_idle_processes: int = Field(default=8, ge=0, le=256, examples=["8"])
+    """As many are kept warm as rooms have lately come at once, up to this many."""
     job_executor: Literal["process", "thread"] = Field(default="process", examples=["process"])
     """One process per room, or threads of one process."""
     job_memory_limit_mb: float = Field(default=1000.0, ge=0, le=1e6, examples=["1000"])

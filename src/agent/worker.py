@@ -167,6 +167,8 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
         await start_background(settings, stack, hub)
         server = build_server(settings, state)
         running = asyncio.create_task(server.run(devmode=devmode), name="agent server")
+        keeping = asyncio.create_task(state.idle.run(), name="idle processes")
+        stack.push_async_callback(cancel_and_wait, keeping)
         if settings.rescue_rooms:
             rescuer = await watch_rooms(
                 stack, settings, serving=state.rooms, agents=state.agents, able=state.can_rescue
@@ -184,6 +186,7 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
                 await server.drain()
             except TimeoutError:
                 log.warning("drain timed out, remaining visits are ended")
+        await cancel_and_wait(keeping)
         await server.aclose()
         await running
     return 0

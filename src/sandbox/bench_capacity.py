@@ -15,7 +15,7 @@ from typing import Any
 from sandbox import capacity_burst, capacity_curve, capacity_endurance, capacity_room
 from sandbox.bench_report import write_json
 
-_SLICES = 6
+_SLICES = 10
 
 
 def _numbers(text: str) -> list[int]:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="bursts of each size; else as many as give 30 samples")
     parser.add_argument("--rooms", type=int, nargs="?", const=300, help="so many rooms in a row: what stays")
     parser.add_argument("--storm", type=int, nargs="?", const=24, help="so many devices that come and go at random")
-    parser.add_argument("--room", type=int, nargs="?", const=6, help="so many visits: CPU and memory against the stock")
+    parser.add_argument("--room", type=int, nargs="?", const=3, help="so many visits: CPU and memory against the stock")
     parser.add_argument("--soak", type=float, nargs="?", const=30.0, metavar="MINUTES", help="visits from a fixed seed")
     parser.add_argument("--devices", type=int, default=3, help="devices of the soak")
     parser.add_argument("--out", type=Path, default=Path("out"))

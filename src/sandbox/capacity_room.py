@@ -1,4 +1,4 @@
-"""What one talking room costs, here and with a stock `AgentSession` on the same providers, alternating."""
+"""What one talking room costs, here and with a stock `AgentSession` on the same providers, both in the same minutes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ async def measure(visits: int, slices: int) -> dict[str, Any]:
         ours = await stage.worker(OURS, stack=stack)
         stock = await stage.worker(STOCK, module="talking", stack=stack)
         for number in range(visits):
-            for tested in (ours, stock) if number % 2 == 0 else (stock, ours):
+            both = (ours, stock) if number % 2 == 0 else (stock, ours)
+            for tested in both:
                 await tested.settle()
-                rooms, total = await _visit(stage, tested, slices, memory[tested.name])
+            found = await asyncio.gather(*(_visit(stage, tested, slices, memory[tested.name]) for tested in both))
+            for tested, (rooms, total) in zip(both, found, strict=True):
                 cpu[tested.name] += rooms
                 whole[tested.name].append(total)
     print_table("CPU of the talking room's process", cpu, STOCK, unit="s/min")

@@ -95,6 +95,7 @@ class Stage:
             **self.server.environment,
             "AGENT_NAME": agent_name,
             "NUM_IDLE_PROCESSES": str(IDLE),
+            "MAX_IDLE_PROCESSES": str(IDLE),
             "MAX_ROOMS": str(MANY),
             "JOINS_PER_MINUTE": "10000",
             "STATE_DIR": str(state),

@@ -59,7 +59,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a device reported: `joined`, `left`, `greeted` and `turn` with `ms`, `failed` with `error`, monotonic `at`."""
+    """What a device reported: `joined`, `left`, `greeted` and `turn` with `ms`, `failed` with `error`."""
 
     member: int
     visit: int

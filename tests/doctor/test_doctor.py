@@ -20,7 +20,18 @@ from agent.doctor.command import examine
 from agent.doctor.livekit import clock_skew
 from agent.doctor.machine import check_disk, check_files, check_greetings, check_memory, check_outbox
 from agent.errors import Unauthorised
-from agent.health import HealthServer, WorkerState, cores, default_capacity, memory_mb
+from agent.health import (
+    MB_OF_WORKER,
+    MB_PER_ROOM,
+    MB_PER_WARM_PROCESS,
+    ROOMS_PER_CORE,
+    HealthServer,
+    WorkerState,
+    cores,
+    default_capacity,
+    memory_mb,
+    most_idle,
+)
 from agent.outbox.home import file_store
 from agent.outbox.items import OutboxItem
 from agent.settings import Settings
@@ -310,14 +321,23 @@ def test_a_container_without_a_limit_has_the_machines_cores(tmp_path: Path, writ
 
 
 def test_the_default_capacity_is_that_of_the_container(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert cores(tmp_path) == 0.5
-    assert default_capacity(tmp_path) == 5
-    (tmp_path / "memory.max").write_text(f"{300 * 2**20}\n")
-    (tmp_path / "memory.current").write_text("0\n")
-    assert default_capacity(tmp_path) == 3
+    assert default_capacity(settings, tmp_path) == ROOMS_PER_CORE // 2
     (tmp_path / "memory.max").write_text("1\n")
-    assert default_capacity(tmp_path) == 1
+    (tmp_path / "memory.current").write_text("0\n")
+    assert default_capacity(settings, tmp_path) == 1
+
+
+def test_as_many_rooms_as_the_default_has_fit_into_the_memory_they_are_made_for(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    total = MB_OF_WORKER + most_idle(settings) * MB_PER_WARM_PROCESS + MB_PER_ROOM + 1
+    (tmp_path / "memory.max").write_text(f"{total * 2**20}\n")
+    (tmp_path / "memory.current").write_text("0\n")
+    assert default_capacity(settings, tmp_path) == 1
+    (tmp_path / "memory.max").write_text(f"{(total + MB_PER_ROOM) * 2**20}\n")
+    assert default_capacity(settings, tmp_path) == 2
 
 
 def test_what_waits_too_long_in_the_outbox_is_told(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from agent.briefing.device_file import load_device_file
 from agent.doctor.checks import Check, Finding, failed, ok, skipped, warning
 from agent.greeting.bank import GreetingBank
-from agent.health import default_capacity, memory_mb
+from agent.health import MB_OF_WORKER, MB_PER_ROOM, MB_PER_WARM_PROCESS, default_capacity, memory_mb, most_idle
 from agent.library import model_files
 from agent.outbox.home import file_store
 from agent.settings import Settings
@@ -19,8 +19,6 @@ from agent.state import private_dir
 
 _LEAST_DISK_MB: Final = 200
 _GOOD_DISK_MB: Final = 2048
-_MB_PER_PROCESS: Final = 100
-_MB_OF_WORKER: Final = 400
 _FILES_PER_ROOM: Final = 16
 _LEAST_FILES: Final = 1024
 _OLD_S: Final = 300.0
@@ -39,7 +37,7 @@ def machine_checks(settings: Settings) -> list[Check]:
         check("model files", check_model_files, "run: python -m agent download-files"),
         check("disk", check_disk, "set STATE_DIR to a folder that this user may write to"),
         check("file limits", check_files, "raise the limit: ulimit -n 65536, or LimitNOFILE= in the service file"),
-        check("memory", check_memory, "lower MAX_ROOMS or NUM_IDLE_PROCESSES, or give the machine more memory"),
+        check("memory", check_memory, "lower MAX_ROOMS or MAX_IDLE_PROCESSES, or give the machine more memory"),
         check("outbox", check_outbox, "see that STATE_DIR can be written to and has space"),
     ]
 
@@ -123,7 +121,7 @@ def check_disk(settings: Settings) -> Finding:
 def check_files(settings: Settings) -> Finding:
     """The worker may open what its rooms need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    rooms = settings.max_rooms or default_capacity()
+    rooms = settings.max_rooms or default_capacity(settings)
     needed = max(_LEAST_FILES, rooms * _FILES_PER_ROOM)
     if soft != resource.RLIM_INFINITY and soft < needed:
         return warning(
@@ -135,11 +133,12 @@ def check_files(settings: Settings) -> Finding:
 
 def check_memory(settings: Settings) -> Finding:
     """Rooms and warm processes fit."""
-    rooms = settings.max_rooms or default_capacity()
-    needed = _MB_OF_WORKER + (rooms + settings.num_idle_processes) * _MB_PER_PROCESS
+    rooms = settings.max_rooms or default_capacity(settings)
+    warm = most_idle(settings)
+    needed = MB_OF_WORKER + rooms * MB_PER_ROOM + warm * MB_PER_WARM_PROCESS
     total, available = memory_mb()
-    told = f"{rooms} rooms and {settings.num_idle_processes} warm processes want about {needed} MB"
-    advice = "lower MAX_ROOMS or NUM_IDLE_PROCESSES, or give the machine more memory"
+    told = f"{rooms} rooms and up to {warm} warm processes want about {needed} MB"
+    advice = "lower MAX_ROOMS or MAX_IDLE_PROCESSES, or give the machine more memory"
     if needed > total:
         return failed(f"{told}, there are {total} MB", advice)
     if needed > available:

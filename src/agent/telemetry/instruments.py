@@ -148,7 +148,11 @@ _ALL: Final = (
     Instrument("toy_draining", "gauge", "1 while visits are left to end by themselves."),
     Instrument("toy_degraded", "gauge", "What is wrong with processes: parts they lack, or that none can be started."),
     Instrument("toy_warm_processes", "gauge", "Processes that wait for a room."),
-    Instrument("toy_warm_processes_wanted", "gauge", "NUM_IDLE_PROCESSES."),
+    Instrument(
+        "toy_warm_processes_wanted",
+        "gauge",
+        "Processes to keep warm, from NUM_IDLE_PROCESSES up to MAX_IDLE_PROCESSES.",
+    ),
     Instrument("toy_process_failures", "total", "Processes that did not start, or ended before they had a room."),
     Instrument("toy_processes", "gauge", "Processes. role: worker, starting, warm, visit or other.", ("role",)),
     Instrument(
