@@ -63,9 +63,10 @@ def main() -> None:
     args = parser.parse_args()
     started = time.time()
     path = args.out / "bench-capacity.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
     found = asyncio.run(run(args))
-    report = {**earlier, **found, "seconds": round(time.time() - started)}
+    took = round(time.time() - started)
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    report = {**earlier, **{name: {**part, "run_seconds": took} for name, part in found.items()}}
     curves = {key.split()[1]: value["steps"] for key, value in report.items() if key.startswith("curve ")}
     if curves:
         capacity_curve.plot(args.out / "bench-capacity.png", curves)
