@@ -15,6 +15,7 @@ from agent.health import WorkerState, most_idle
 from agent.idle import REFILL_S, REMEMBERED_S, IdleProcesses
 from agent.pool import PoolWatch
 from agent.settings import Settings
+from sandbox.crowd import Crowd, Member, Stay
 from world_support import StartWorld
 
 
@@ -139,9 +140,10 @@ async def test_the_frameworks_pool_grows_beyond_what_it_was_made_with_and_shrink
 
 async def test_after_a_burst_the_worker_is_prepared_for_another(start_world: StartWorld) -> None:
     world = await start_world(warm=1, env={"NUM_IDLE_PROCESSES": "1", "MAX_IDLE_PROCESSES": "3"})
-    devices = [world.device() for _ in range(3)]
-    await asyncio.gather(*(device.join(timeout=30) for device in devices))
-    for device in devices:
-        await device.wait_for_sound(timeout=40)
+    async with Crowd(world.server, [Member([Stay(hold=True)])] * 3, "", patience=40) as crowd:
+        crowd.go()
+        await crowd.wait_for("greeted", 3, timeout=60)
+        assert crowd.marks("failed") == []
+        assert len(crowd.marks("greeted")) == 3
     # One was there, three were taken, three are to wait.
     await world.worker.wait_until(lambda: world.worker.warmed >= 6, timeout=60, what="three more warm processes")
