@@ -99,6 +99,7 @@ class Visit:
         self._fetching: asyncio.Task[Briefing] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._steps: asyncio.Task[None] | None = None
+        self._leaving = False
         self._stack = AsyncExitStack()
 
     # In order
@@ -233,6 +234,8 @@ class Visit:
         """Persist, then close everything in reverse order."""
         self.timeline.mark("end")
         self.attendance.expect(None)
+        if not self._leaving and self.attendance.here and self.ctx.room.isconnected():
+            await self._end_with_worker()
         await self._stack.aclose()
         self.log.info(
             "visit ended",
@@ -259,6 +262,7 @@ class Visit:
     def leave(self, reason: str) -> None:
         """End the job; everything is persisted first."""
         self.timeline.mark("leaving")
+        self._leaving = True
         self._give_up()
         self.ctx.shutdown(reason)
 
@@ -431,13 +435,29 @@ class Visit:
             self.playback.stop()
         if self.conversation is not None:
             await self.conversation.goodbye(None)
+        await self._close_room()
+        self.leave(reason)
+
+    async def _end_with_worker(self) -> None:
+        """Not the visit has ended but its worker, whose time to wait for it is over."""
+        if self.conversation is None:
+            return
+        self.log.info("the worker ends, the visit says goodbye")
+        if self.playback is not None:
+            self.playback.stop()
+        try:
+            await self.conversation.say_recorded("goodbye")
+        except TimeoutError:
+            self.log.warning("the goodbye was not heard")
+        await self._close_room()
+
+    async def _close_room(self) -> None:
         # The device hangs up with its room: one that stayed would wait for an agent.
         try:
             async with asyncio.timeout(_HANG_UP_DEADLINE):
                 await self.ctx.delete_room()
         except (TimeoutError, TwirpError, OSError) as error:
             self.log.warning("the room cannot be closed", error=type(error).__name__)
-        self.leave(reason)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

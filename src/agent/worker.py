@@ -181,7 +181,7 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
             running.result()
             return 0
         state.draining = True
-        if not devmode:
+        if not devmode and settings.drain_timeout > 0:  # the framework takes 0 for no limit
             try:
                 await server.drain()
             except TimeoutError:
