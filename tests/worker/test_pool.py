@@ -7,11 +7,13 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import pytest
 
+from agent.pool import FAILURES, HANGING_S, PoolWatch
 from sandbox.device import Device
 from sandbox.processes import WorkerProcess, group_members
 from sandbox.world import World
@@ -20,6 +22,103 @@ from world_support import StartWorld
 pytestmark = pytest.mark.timeout(240)
 
 FAILED = "a process could not be started"
+
+
+class Clock:
+    """A clock that tests set."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Pool:
+    """The framework's pool as far as it is watched; the real one is in the tests with a worker."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Callable[[Any], None]] = {}
+        self.targets: list[int] = []
+
+    def on(self, event: str, callback: Callable[[Any], None]) -> None:
+        self.told[event] = callback
+
+    def set_target_idle_processes(self, num_idle_processes: int) -> None:
+        self.targets.append(num_idle_processes)
+
+
+@dataclass(eq=False)
+class Process:
+    """One of its processes."""
+
+    exitcode: int | None = None
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def watched(wanted: int, clock: Clock) -> tuple[PoolWatch, Pool]:
+    watch, pool = PoolWatch(wanted, clock=clock), Pool()
+    watch.follow(pool)
+    return watch, pool
+
+
+def fail(pool: Pool, times: int = 1, *, after: str = "process_created") -> None:
+    for _ in range(times):
+        process = Process(exitcode=-9)
+        pool.told["process_created"](process)
+        if after == "process_ready":
+            pool.told["process_ready"](process)
+        pool.told["process_closed"](process)
+
+
+async def test_without_idle_processes_a_room_is_the_next_try(clock: Clock) -> None:
+    watch, pool = watched(0, clock)
+    fail(pool, FAILURES - 1)
+    assert watch.able
+    fail(pool)
+    assert not watch.able
+    assert "SIGKILL" in watch.problem
+    clock.now += 2.1
+    assert watch.able
+    assert watch.problem, "it is still told"
+    process = Process()
+    pool.told["process_created"](process)
+    clock.now += HANGING_S
+    assert not watch.able, "that one hangs"
+    pool.told["process_ready"](process)
+    pool.told["process_job_launched"](process)
+    assert watch.able
+    assert not watch.problem
+    watch.close()
+
+
+async def test_a_process_that_ends_before_it_had_a_room_has_failed(clock: Clock) -> None:
+    watch, pool = watched(3, clock)
+    fail(pool, FAILURES, after="process_ready")
+    assert (watch.failed, watch.able) == (FAILURES, False)
+    assert pool.targets[-1] == 0
+    process = Process()
+    pool.told["process_created"](process)
+    pool.told["process_ready"](process)
+    assert watch.able
+    assert pool.targets[-1] == 3
+    pool.told["process_job_launched"](process)
+    process.exitcode = -9
+    pool.told["process_closed"](process)
+    assert (watch.failed, watch.problem) == (FAILURES, ""), "a visit that ends is no failure of the pool"
+    watch.close()
+
+
+async def test_processes_that_end_with_the_worker_have_not_failed(clock: Clock) -> None:
+    watch, pool = watched(1, clock)
+    process = Process()
+    pool.told["process_created"](process)
+    watch.close()
+    pool.told["process_closed"](process)
+    assert watch.failed == 0
 
 
 def forkserver(world: World) -> int:
