@@ -1,6 +1,7 @@
 """`scripts/bench turn`: from the end of the child's speech to the first sample of the answer at the device.
 
 This worker and a stock `AgentSession` on one LiveKit server, with the same stand-ins and delays, visits alternating.
+With `--memories` this worker twice instead, its memories taking 0.3 s and 5 s: what a slow Mem0 costs.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import REPO, ManagedProcess, WorkerProcess, plain_environment
 
 OURS, STOCK = "this worker", "stock AgentSession"
+QUICK, SLOW = "memories take 0.3 s", "memories take 5 s"
 IDLE = 2
 SENTENCE = "tell me a story about a dragon"
 REPLY = "Well, once there was a little dragon. It loved to sing in the rain."
@@ -51,12 +54,15 @@ class Delays:
 
 @dataclass
 class Variant:
-    """One worker under test. `turns[i]` are the samples of each visit's turn i, in milliseconds."""
+    """One worker under test. `turns[i]` are the samples of each visit's turn i, in milliseconds; `joins` from join to
+    first sound. `prepare` is awaited before each visit."""
 
     name: str
     worker: WorkerProcess
     agent_name: str
+    prepare: Callable[[], Awaitable[None]] | None = None
     turns: dict[int, list[float]] = field(default_factory=dict)
+    joins: list[float] = field(default_factory=list)
     failures: int = 0
 
     @property
@@ -70,11 +76,15 @@ class Variant:
 
     async def visit(self, server: LiveKitServer, speech: Pcm, turns: int) -> None:
         """One device that talks `turns` times, each time after a second of silence."""
+        if self.prepare is not None:
+            await self.prepare()
         device = Device(server, agent_name=self.agent_name)
         try:
             async with device:
                 await device.wait_for_mark("track_subscribed")
                 await device.wait_for_silence(1.0)
+                if (joined := device.since_joined_ms("first_sound")) is not None:
+                    self.joins.append(joined)
                 for turn in range(1, turns + 1):
                     await device.say(speech)
                     ended = time.monotonic()
@@ -112,7 +122,13 @@ def cut_to_loud(speech: Pcm) -> Pcm:
     return speech[: int(np.flatnonzero(np.abs(speech.astype(np.int32)) > LOUD)[-1]) + 1]
 
 
-async def run(visits: int, turns: int, delays: Delays, out: Path) -> dict[str, Any]:
+async def memories_take(url: str, seconds: float) -> None:
+    """Set the stand-in's latency of a search for memories."""
+    async with aiohttp.ClientSession(url, raise_for_status=True) as http:
+        await http.post("/_control/mem0-search", json={"first": seconds})
+
+
+async def run(visits: int, turns: int, delays: Delays, out: Path, *, memories: bool = False) -> dict[str, Any]:
     """Every visit of both variants; returns the report."""
     speech = cut_to_loud(await asyncio.to_thread(speak, SENTENCE, "en", MIC_RATE))
     async with AsyncExitStack() as stack:
@@ -121,7 +137,7 @@ async def run(visits: int, turns: int, delays: Delays, out: Path) -> dict[str, A
         base = await providers(stack, delays)
 
         def variant(name: str, env: Mapping[str, str], *module: str) -> Variant:
-            agent_name = f"turn-{name.split()[0]}"
+            agent_name = f"turn-{name.replace(' ', '-')}"
             state = folder / agent_name
             state.mkdir()
             full = {
@@ -138,7 +154,14 @@ async def run(visits: int, turns: int, delays: Delays, out: Path) -> dict[str, A
             command = [sys.executable, "-m", "sandbox.bench_workers", *module] if module else None
             return Variant(name, WorkerProcess(full, cwd=state, command=command, name=name), agent_name)
 
-        variants = [variant(OURS, {}), variant(STOCK, {}, "talking")]
+        if memories:
+            root = base.removesuffix("/v1")
+            remembers = {"MEM0_ENABLED": "true", "MEM0_HOST": root, "MEM0_API_KEY": "sandbox"}
+            variants = [variant(SLOW, remembers), variant(QUICK, remembers)]
+            for each, seconds in zip(variants, (5.0, 0.3), strict=True):
+                each.prepare = partial(memories_take, root, seconds)
+        else:
+            variants = [variant(OURS, {}), variant(STOCK, {}, "talking")]
         for each in variants:
             await stack.enter_async_context(each.worker)
         with Progress() as progress:
@@ -149,7 +172,22 @@ async def run(visits: int, turns: int, delays: Delays, out: Path) -> dict[str, A
                     await asyncio.sleep(0.5)  # let the last visit's processes end: they are nobody's figure
                     await each.visit(server, speech, turns)
                     progress.advance(task)
-    return report(variants, delays, out)
+    return report_memories(variants) if memories else report(variants, delays, out)
+
+
+def report_memories(variants: list[Variant]) -> dict[str, Any]:
+    """What slow memories cost the greeting and the first turn, in milliseconds of the medians."""
+    slow, quick = variants
+    found: dict[str, Any] = {"failures": {v.name: v.failures for v in variants}}
+    for title, rows in (
+        ("Join to first sound", {v.name: v.joins for v in variants}),
+        ("First turn", {v.name: v.turns.get(1, []) for v in variants}),
+    ):
+        print_table(title, rows, quick.name)
+        later = float(np.median(rows[slow.name]) - np.median(rows[quick.name]))
+        print(f"{title}: {later:+.0f} ms with slow memories (medians)")
+        found[title] = {"later_ms": round(later, 1), **{name: summary(values) for name, values in rows.items()}}
+    return found
 
 
 def report(variants: list[Variant], delays: Delays, out: Path) -> dict[str, Any]:
@@ -182,15 +220,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench turn", description=__doc__)
     parser.add_argument("--visits", type=int, default=10, help="visits of each variant")
     parser.add_argument("--turns", type=int, default=4, help="turns a visit")
+    parser.add_argument("--memories", action="store_true", help="compare quick and slow memories instead")
     parser.add_argument("--out", type=Path, default=Path("out"))
     for name, seconds in vars(Delays()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=seconds, help="seconds")
     args = parser.parse_args()
     delays = Delays(**{name: getattr(args, name) for name in vars(Delays())})
     started = time.time()
-    figures = asyncio.run(run(args.visits, args.turns, delays, args.out))
+    figures = asyncio.run(run(args.visits, args.turns, delays, args.out, memories=args.memories))
     figures["seconds"] = round(time.time() - started)
-    write_json(args.out / "bench-turn.json", figures)
+    write_json(args.out / ("bench-turn-memories.json" if args.memories else "bench-turn.json"), figures)
 
 
 if __name__ == "__main__":
