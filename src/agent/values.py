@@ -41,5 +41,15 @@ def rollout_bucket(mac: str, flag: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{flag}:{mac}".encode()).digest()[:8]) % 100
 
 
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+def whole_text(text: str) -> str:
+    """`text` without lone halves of UTF-16 pairs, which no encoder takes; halves that belong together are joined."""
+    if not _HALF.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+
+
 RESCUE: Final = "rescue"
 """Metadata of a job that was made for a device which had no agent any more."""

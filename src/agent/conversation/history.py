@@ -16,7 +16,7 @@ from agent.briefing.profile import DEFAULT_CHAT_HISTORY, ChatType
 from agent.errors import MustBindFirst, NotFound, OutboxError, Rejected, Unavailable, Undeliverable
 from agent.outbox.items import Deliverer, OutboxItem
 from agent.outbox.writer import Outbox
-from agent.values import DeviceMac
+from agent.values import DeviceMac, whole_text
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +84,7 @@ class ChatHistory:
 
     def say(self, who: ChatType, text: str, *, at: float | None = None, item_id: str | None = None) -> None:
         """Take one line, said `at` Unix seconds (None: now). The same `item_id` twice is one line."""
-        text = text.strip()
+        text = whole_text(text).strip()
         item_id = item_id or uuid.uuid4().hex
         if not text or item_id in self._seen:
             return

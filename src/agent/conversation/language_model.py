@@ -15,6 +15,7 @@ from livekit.agents.types import NOT_GIVEN, NotGivenOr
 
 from agent.conversation.standby import Candidate, Lineup
 from agent.errors import AllProvidersFailed
+from agent.values import whole_text
 
 FIRST_TOKEN_PATIENCE: Final = 2.5
 FIRST_TOKEN_DEADLINE: Final = 10.0
@@ -84,7 +85,7 @@ class SteadyLLM(llm.LLM[Any]):
             "tool_choice": tool_choice,
             "extra_kwargs": extra_kwargs,
         }
-        return _SteadyStream(self, chat_ctx, tools or [], replace(conn_options, max_retry=0), options)
+        return _SteadyStream(self, _sendable(chat_ctx), tools or [], replace(conn_options, max_retry=0), options)
 
 
 class _SteadyStream(LLMStream):
@@ -100,6 +101,7 @@ class _SteadyStream(LLMStream):
         self._steady = model
         self._options = options
         self._said = ""
+        self._half = ""
         self._called = False
 
     async def _run(self) -> None:
@@ -162,6 +164,13 @@ class _SteadyStream(LLMStream):
         delta = chunk.delta
         if delta is not None:
             self._called = self._called or bool(delta.tool_calls)
+            if delta.content:
+                # Some servers cut an emoji in two: its first half waits for the second.
+                text = self._half + delta.content
+                self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+                delta.content = whole_text(text)
+            for call in delta.tool_calls:
+                call.name, call.arguments = whole_text(call.name), whole_text(call.arguments)
             if delta.content and seam is not None:
                 delta.content = seam.push(delta.content)
             self._said += delta.content or ""
@@ -176,6 +185,27 @@ class _SteadyStream(LLMStream):
     def _give_up(self, error: AllProvidersFailed) -> None:
         log.error("no language model answers", error=str(error), characters=len(self._said))
         self._steady.on_failed(error)
+
+
+def _sendable(context: ChatContext) -> ChatContext:
+    """`context` as it is, or a copy without the half characters with which no later request could be encoded."""
+    changed: dict[int, Any] = {}
+    for place, item in enumerate(context.items):
+        update: dict[str, Any] = {}
+        if item.type == "message":
+            content = [whole_text(part) if isinstance(part, str) else part for part in item.content]
+            update = {"content": content} if content != item.content else {}
+        elif item.type == "function_call" and whole_text(item.arguments) != item.arguments:
+            update = {"arguments": whole_text(item.arguments)}
+        elif item.type == "function_call_output" and whole_text(item.output) != item.output:
+            update = {"output": whole_text(item.output)}
+        if update:
+            changed[place] = item.model_copy(update=update)
+    if not changed:
+        return context
+    copy = context.copy()
+    copy.items = [changed.get(place, item) for place, item in enumerate(context.items)]
+    return copy
 
 
 def _continuation(context: ChatContext, said: str) -> ChatContext:

@@ -220,9 +220,10 @@ def encode(snapshot: Snapshot) -> str:
                 "greeted_returning": snapshot.greeted_returning,
             },
             separators=(",", ":"),
-        )
+            ensure_ascii=False,
+        ).encode("utf-8", "replace")  # half a character must not cost the conversation
         if len(body) <= BYTES_MAX or keep == 0:
-            return body
+            return body.decode()
         keep //= 2
 
 
