@@ -76,6 +76,8 @@ TOML = st.lists(TOML_LINES | TEXT, max_size=10).map(lambda lines: "\n".join(line
 @example(b"x = " + b"9" * 5000)
 @example(b"[default]\nchat_history = 0x" + b"f" * 5000)
 @example(b"x = " + b"[" * 50_000)
+@example(b'[devices."68:25:dd:ba:39:78"]\n[devices."68:25:dd:ba:39:78"]')
+@example(b'["68:25:dd:ba:39:78"]')
 @example(b"a" + b".a" * 5000 + b" = 1")
 def test_any_device_file_is_read_or_refused_and_a_visit_goes_on(folder: Path, content: bytes) -> None:
     path = folder / "devices.toml"

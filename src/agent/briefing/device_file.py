@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -16,6 +17,7 @@ from agent.values import DeviceMac
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 _LOCAL_AGENT: Final = "local"
+_MAC_LIKE: Final = re.compile(r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}")
 
 
 class _Strict(BaseModel):
@@ -140,7 +142,7 @@ def load_device_file(path: Path) -> DeviceFile:
     except UnicodeDecodeError:
         raise SettingsError(f"DEVICE_FILE: {path} is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # TOML's own errors, and Python's for numbers of thousands of digits
-        raise SettingsError(f"DEVICE_FILE: {path} is not valid TOML: {str(error) or 'nested too deeply'}") from None
+        raise SettingsError(f"DEVICE_FILE: {path} is not valid TOML: {_without_content(str(error))}") from None
     try:
         content = _File.model_validate(raw)
     except ValidationError as error:
@@ -158,7 +160,13 @@ def _where(location: tuple[int | str, ...], raw: dict[str, Any]) -> str:
     devices = raw.get("devices")
     if len(keys) > 1 and keys[0] == "devices" and isinstance(devices, dict) and keys[1] in devices:
         keys[:2] = [f"devices (section {list(devices).index(keys[1]) + 1} of {len(devices)})"]
-    return ".".join(keys)
+    return _MAC_LIKE.sub("(a MAC address)", ".".join(keys))
+
+
+def _without_content(problem: str) -> str:
+    """What is wrong and where, without what stands there: a MAC address does not belong in a log."""
+    what, place = re.match(r"[^'\"(]*", problem), re.search(r"\(at [^()]*\)$", problem)
+    return " ".join(part for part in (what and what[0].strip(), place and place[0]) if part) or "nested too deeply"
 
 
 def _problem(item: Any) -> str:
