@@ -41,7 +41,7 @@ IDLE = 2
 SAMPLE = REPO / "sample"
 SENTENCE = "hello there little friend"
 REPLY = "Hello my friend, how nice."
-FAKETIME = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+SHIFTED_CLOCK = Path(__file__).with_name("shifted_clock")
 CHILD_LINE, AGENT_LINE = 1, 2
 ORPHANS_S = 40.0
 
@@ -71,8 +71,8 @@ class House:
     """As an async context manager; the worker is ready when the block begins.
 
     `proxies` by service: manager, llm, stt, tts, elevenlabs, mem0, media, qdrant, redis (where its server is
-    installed), livekit (the worker's own way) and signalling (the devices'). `clock` starts the worker under
-    libfaketime; `disk_mb` puts STATE_DIR on a file system of its own of that size.
+    installed), livekit (the worker's own way) and signalling (the devices'). `clock` lets
+    the worker's wall clock be set; `disk_mb` puts STATE_DIR on a file system of its own of that size.
     """
 
     clock: bool = False
@@ -160,12 +160,7 @@ class House:
             mount = f'mount -t tmpfs -o size={self.disk_mb}m tmpfs "$STATE_DIR" && exec "$0" -m agent start'
             command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, sys.executable]
         if self.clock:
-            env |= {
-                "LD_PRELOAD": str(FAKETIME[0]),
-                "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
+            env |= {"PYTHONPATH": str(SHIFTED_CLOCK), "SHIFTED_CLOCK": str(self.folder / "clock")}
         self.worker = WorkerProcess(env, cwd=self.folder, command=command)
         self._workers.append(self.worker)
         self.worker.start()
