@@ -248,8 +248,9 @@ class House:
         )
 
     def worker_up(self) -> bool:
-        """Whether a worker lives and has registered."""
-        return self.worker.returncode is None and bool(self.worker.events("registered worker"))
+        """Whether a worker lives, has registered, and LiveKit can be reached from it."""
+        cut_off = any(toxic.kind in ("timeout", "reset_peer") for toxic in self.proxies["livekit"].toxics.values())
+        return self.worker.returncode is None and bool(self.worker.events("registered worker")) and not cut_off
 
     async def orphans(self) -> int:
         """How many processes of killed workers still live ORPHANS_S after; they are ended then."""

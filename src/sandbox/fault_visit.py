@@ -13,7 +13,7 @@ from livekit import rtc
 from livekit.agents.utils.aio import cancel_and_wait
 
 from sandbox.audio import Pcm
-from sandbox.device import Device, DeviceTimeout, Recording, RoomForm
+from sandbox.device import Device, DeviceTimeout, Message, Recording, RoomForm
 from sandbox.fault_house import House, Owed
 
 Heard = Literal["greeting", "answer", "apology", "back", "title", "silence"]
@@ -117,9 +117,7 @@ class Toy:
         with suppress(DeviceTimeout):
             spoken = await self.device.wait_for_message("speech_created", after=before, timeout=ANSWER_S)
             await self._sound_since(max(ended, spoken.at - 0.5), timeout=10.0)
-            heard = "answer" if not spoken.data.get("text") else "apology"
-            if _BACK in str(spoken.data.get("text", "")):
-                heard = "back"
+            heard = self._kind(spoken)
             await self._quiet()
         if heard == "answer":
             self.owed.agent += 1
@@ -133,7 +131,7 @@ class Toy:
         with suppress(DeviceTimeout):
             spoken = await self.device.wait_for_message("speech_created", after=before, timeout=BACK_S)
             await self._sound_since(spoken.at - 0.5, timeout=10.0)
-            heard = "back" if _BACK in str(spoken.data.get("text", "")) else "greeting"
+            heard = self._kind(spoken)
             await self._quiet()
         self.visit.heard.append(heard)
         return heard
@@ -145,6 +143,15 @@ class Toy:
     def agents_die(self) -> None:
         """Whoever is an agent in the room now is dead, whatever LiveKit shows."""
         self._dead |= {person.identity for person in self._agents()}
+
+    def _kind(self, spoken: Message) -> Heard:
+        """What a `speech_created` announces: the model's words have no text, and the first recorded ones greet."""
+        text = str(spoken.data.get("text") or "")
+        if not text:
+            return "answer"
+        if _BACK in text:
+            return "back"
+        return "apology" if "greeting" in self.visit.heard else "greeting"
 
     # Watching
 
