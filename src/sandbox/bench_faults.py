@@ -200,6 +200,11 @@ class Result:
         return statistics.median(after) / statistics.median(before) if before and after else None
 
     @property
+    def longest_wait_s(self) -> float:
+        """For the first sound after the child's words, of all that came."""
+        return max((wait for visit in self.during for wait in visit.waits_s), default=0.0)
+
+    @property
     def child_hears(self) -> str:
         """Each round's sounds in order; rounds alike are told once."""
         told = [", ".join(visit.heard) + (f" ({visit.problem})" if visit.problem else "") for visit in self.during]
@@ -207,7 +212,12 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, visits included."""
-        return {**asdict(self), "child_hears": self.child_hears, "next_greeting_ratio": self.next_greeting}
+        return {
+            **asdict(self),
+            "child_hears": self.child_hears,
+            "longest_wait_s": self.longest_wait_s,
+            "next_greeting_ratio": self.next_greeting,
+        }
 
 
 async def one_round(house: House, fault: Fault, speech: Pcm, number: int, result: Result) -> None:
@@ -347,7 +357,7 @@ def print_results(results: Sequence[Result]) -> None:
     table = Table(title="Faults: what the child hears, what is lost, how long it takes")
     table.add_column("fault")
     table.add_column("the child hears", ratio=1)
-    for column in ("alone s", "recovery s", "next greeting", "lost", "repeated", "doubled", "stuck"):
+    for column in ("longest wait s", "alone s", "recovery s", "next greeting", "lost", "repeated", "doubled", "stuck"):
         table.add_column(column, justify="right")
     for result in results:
         account = result.account or Account(0, 0, 0, 0)
@@ -357,6 +367,7 @@ def print_results(results: Sequence[Result]) -> None:
         table.add_row(
             result.fault,
             result.child_hears + (f" [{len(result.problems)} failed rounds]" if result.problems else ""),
+            f"{result.longest_wait_s:.1f}",
             f"{alone:.1f}",
             recovery + (f" ({result.unrecovered} never)" if result.unrecovered else ""),
             f"{ratio:.2f} ×" if ratio is not None else "—",

@@ -35,6 +35,8 @@ class Visit:
     mac: str
     room: str
     heard: list[Heard] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
+    """How long each answer, or what came in its place, let the child wait."""
     greeting_ms: float | None = None
     alone_s: float = 0.0
     """The longest it was in its room without an agent while a worker was up."""
@@ -118,6 +120,7 @@ class Toy:
             spoken = await self.device.wait_for_message("speech_created", after=before, timeout=ANSWER_S)
             await self._sound_since(max(ended, spoken.at - 0.5), timeout=10.0)
             heard = self._kind(spoken)
+            self.visit.waits_s.append(round(time.monotonic() - ended, 1))
             await self._quiet()
         if heard == "answer":
             self.owed.agent += 1
