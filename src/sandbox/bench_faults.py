@@ -12,14 +12,13 @@ import asyncio
 import copy
 import logging
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from sandbox.device import MIC_RATE, RoomForm
 from sandbox.fault_house import SENTENCE, Account, House, Owed
 from sandbox.fault_visit import Toy, Visit, ordinary, struck
 from sandbox.processes import RUN_MARKER, ProcessFailed, marked_processes
+from sandbox.redis_server import HOW_TO_GET, find_redis_server
 from sandbox.toxiproxy import Toxic, ToxiproxyRefused
 
 ROUNDS = 2
@@ -120,6 +120,14 @@ async def _heal_redis(house: House, _toy: Toy) -> None:
     await house.proxies["redis"].heal()
 
 
+async def _stop_redis(house: House, _toy: Toy) -> None:
+    await house.redis.stop()
+
+
+async def _start_redis(house: House, _toy: Toy) -> None:
+    await house.redis.start()
+
+
 async def _replace_worker(house: House, _toy: Toy) -> None:
     await house.kill_worker()
     await house.start_worker()
@@ -145,7 +153,7 @@ def _jump(seconds: int) -> Deed:
 
 
 def _needs_redis() -> str | None:
-    return None if shutil.which("redis-server") else "there is no redis-server on PATH"
+    return None if find_redis_server() else HOW_TO_GET
 
 
 def _needs_namespaces() -> str | None:
@@ -165,8 +173,12 @@ FAULTS: tuple[Fault, ...] = (
         _heal_redis,
         inside=True,
         agent_dies=True,
+        house="redis",
         impossible=_needs_redis,
     ),
+    *(replace(toxic_fault("redis", name), house="redis", impossible=_needs_redis) for name in TOXICS),
+    Fault("redis-away", _stop_redis, _start_redis, house="redis", impossible=_needs_redis),
+    Fault("redis-away-to-the-end", _stop_redis, _start_redis, leaves=True, house="redis", impossible=_needs_redis),
     Fault("worker-killed", _replace_worker, inside=True, agent_dies=True),
     Fault("livekit-restarted", _restart_server, inside=True),
     *(toxic_fault(service, name) for service in SERVICES for name in TOXICS),
@@ -275,7 +287,7 @@ async def try_fault(house: House, fault: Fault, speech: Pcm, rounds: int) -> Res
 
 def new_house(kind: str) -> House:
     """What faults of this kind are tried in."""
-    return House(clock=kind == "clock", disk_mb=32 if kind == "disk" else 0)
+    return House(with_redis=kind == "redis", clock=kind == "clock", disk_mb=32 if kind == "disk" else 0)
 
 
 async def run(

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -29,9 +28,10 @@ from sandbox.livekit_server import LiveKitServer
 from sandbox.manager_api import MODELS, EveryDevice, ManagerApi
 from sandbox.manager_api import Device as KnownDevice
 from sandbox.media_server import MediaServer
-from sandbox.processes import REPO, ManagedProcess, WorkerProcess, free_port, group_members
+from sandbox.processes import REPO, ManagedProcess, WorkerProcess, group_members
 from sandbox.providers import ProviderServer
 from sandbox.qdrant_server import QdrantServer
+from sandbox.redis_server import RedisServer
 from sandbox.replies import Rules
 from sandbox.toxiproxy import Proxy, Toxiproxy
 
@@ -70,11 +70,12 @@ class Account:
 class House:
     """As an async context manager; the worker is ready when the block begins.
 
-    `proxies` by service: manager, llm, stt, tts, elevenlabs, mem0, media, qdrant, redis (where its server is
-    installed), livekit (the worker's own way) and signalling (the devices'). `clock` lets
+    `proxies` by service: manager, llm, stt, tts, elevenlabs, mem0, media, qdrant, redis (only with
+    `with_redis`), livekit (the worker's own way) and signalling (the devices'). `clock` lets
     the worker's wall clock be set; `disk_mb` puts STATE_DIR on a file system of its own of that size.
     """
 
+    with_redis: bool = False
     clock: bool = False
     disk_mb: int = 0
     env: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class House:
         self.providers.mem0.key_field = "outbox_key"
         self.media = MediaServer(SAMPLE)
         self.qdrant = QdrantServer()
+        self.redis: RedisServer
         self.toxiproxy = Toxiproxy()
         self._workers: list[WorkerProcess] = []
         self.worker: WorkerProcess
@@ -128,11 +130,9 @@ class House:
             "livekit": self.server.url,
             "signalling": self.server.url,
         }
-        if (redis := shutil.which("redis-server")) is not None:
-            port = free_port()
-            command = [redis, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
-            await enter(ManagedProcess("redis", command, cwd=self.folder))
-            upstreams["redis"] = f"redis://127.0.0.1:{port}"
+        if self.with_redis:
+            self.redis = await enter(RedisServer())
+            upstreams["redis"] = self.redis.url
         for name, url in upstreams.items():
             self.proxies[name] = await self.toxiproxy.proxy(name, url)
         self.set_clock(0)
@@ -193,8 +193,8 @@ class House:
             **({"MODEL_DIR": str(models)} if models.is_dir() else {}),
             **self.env,
         }
-        if "redis" in self.proxies:
-            env["REDIS_URL"] = f"redis://{self.proxies['redis'].address}"
+        if self.with_redis:
+            env["REDIS_URL"] = through("redis", self.redis.url)
         return env
 
     async def start_worker_if_gone(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from agent.conversation.control_words import Control
-from agent.conversation.playback import GIVE_UP_AFTER, UNSURE_MS, Playback
+from agent.conversation.playback import GIVE_UP_AFTER, TRY_AGAIN_AFTER, UNSURE_MS, Playback
 from agent.conversation.resume import Playing
 from agent.conversation.tools import Toolbox
 from agent.device.link import DeviceLink
@@ -78,7 +78,7 @@ class Room:
 class Visit:
     """A playback with all it needs, and the ear that pulls its sound."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, try_again_after: float = TRY_AGAIN_AFTER) -> None:
         self.room = Room()
         self.link = DeviceLink(cast("Any", self.room), "02:00:00:00:00:01")
         self.link.start()
@@ -94,6 +94,7 @@ class Visit:
             speaker=self.speaker,
             spawn=lambda work, _: self.tasks.append(asyncio.ensure_future(work)),
             sorry=self.sorry,
+            try_again_after=try_again_after,
         )
         self.woken = asyncio.Event()
         self.playback.player.on_wake = self.woken.set
@@ -276,6 +277,27 @@ async def test_an_endless_room_whose_titles_are_gone_says_so_and_gives_up(nowher
     finally:
         await visit.aclose()
     assert not visit.told
+
+
+async def test_an_endless_room_plays_again_once_its_titles_are_back(nowhere: Settings) -> None:
+    assert nowhere.catalogue_dir is not None
+    visit = Visit(nowhere, try_again_after=0.01)
+    try:
+        assert await visit.playback.play_any("music", endless=True)
+        while len(visit.said) < GIVE_UP_AFTER:
+            await visit.hear()
+            await visit.settle()
+        shutil.copytree(SAMPLE, nowhere.catalogue_dir, dirs_exist_ok=True)
+        async with asyncio.timeout(DEADLINE):
+            while await visit.hear() < 4800:
+                visit.woken.clear()
+                await visit.woken.wait()
+        assert visit.said == ["not_found"] * GIVE_UP_AFTER, "it did not say so each time"
+        visit.playback.stop()
+        assert visit.playback.player.current is None
+    finally:
+        await visit.aclose()
+    assert visit.told["music_playback_started"] == 1
 
 
 async def test_a_device_that_drops_hears_again_what_it_has_missed(visit: Visit) -> None:

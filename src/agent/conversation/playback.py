@@ -37,7 +37,10 @@ UNSURE_MS: Final = 800
 """How much of what was played need not have been heard yet when a sign of life has come."""
 MISSED_MAX_MS: Final = 45_000
 GIVE_UP_AFTER: Final = 3
-"""Titles in a row that could not be played, after which an endless room falls silent."""
+"""Titles in a row that could not be played, after which an endless room falls silent for a while."""
+TRY_AGAIN_AFTER: Final = 15.0
+"""Seconds of that silence, doubled each time up to TRY_AGAIN_LATEST."""
+TRY_AGAIN_LATEST: Final = 240.0
 
 
 class Playback:
@@ -58,6 +61,7 @@ class Playback:
         spawn: Callable[[Coroutine[Any, Any, Any], str], object],
         sorry: Callable[[str], Coroutine[Any, Any, None]],
         words: ControlWords | None = None,
+        try_again_after: float = TRY_AGAIN_AFTER,
     ) -> None:
         self._library = library
         self._link = link
@@ -76,6 +80,8 @@ class Playback:
         self._history: list[int] = []
         self._endless: Kind | None = None
         self._failures = 0
+        self._try_again_after = try_again_after
+        self._again: asyncio.TimerHandle | None = None
         self._wishes = 0
         self._awaits_words = False
         self.stops = 0
@@ -96,6 +102,8 @@ class Playback:
         self._closed = True
         self._endless = None
         self._cancel_timer()
+        if self._again is not None:
+            self._again.cancel()
         await self.player.aclose()
         self._speaker.attach_media(None)
         await self._store.aclose()
@@ -360,10 +368,24 @@ class Playback:
         self._spawn(self._after_problem(), "missing title")
 
     async def _after_problem(self) -> None:
-        wishes = self._wishes
-        await self._sorry("not_found")
-        idle = self.player.current is None and wishes == self._wishes
-        if idle and self._endless is not None and self._failures < GIVE_UP_AFTER:
+        wishes, tries = self._wishes, self._failures - GIVE_UP_AFTER
+        if tries <= 0:
+            await self._sorry("not_found")
+        if self._endless is None or self._closed:
+            return
+        if tries < 0:
+            await self._play_another(wishes)
+        else:
+            # Where the titles come from is away: it is asked again from time to time, and the child is not told.
+            pause = min(self._try_again_after * 2.0**tries, TRY_AGAIN_LATEST)
+            self._again = asyncio.get_running_loop().call_later(pause, self._try_again, wishes)
+
+    def _try_again(self, wishes: int) -> None:
+        self._spawn(self._play_another(wishes), "another title")
+
+    async def _play_another(self, wishes: int) -> None:
+        """In an endless room, unless something else was wanted meanwhile."""
+        if self.player.current is None and wishes == self._wishes and self._endless is not None:
             await self.play_any(self._endless, endless=True)
 
     def _changed(self) -> None:
