@@ -10,7 +10,6 @@ from typing import Any, Final
 from livekit.agents import APIConnectOptions, TurnHandlingOptions, inference
 from livekit.agents.vad import VAD, VADCapabilities, VADEvent, VADEventType, VADStream
 from livekit.agents.voice.agent_session import SessionConnectOptions
-from livekit.plugins import silero
 
 from agent.errors import SettingsError
 from agent.settings import Settings
@@ -51,8 +50,11 @@ def pauses_for(age: int | None) -> Pauses:
 
 
 def load_vad() -> VAD:
-    """Silero's detector from its bundled file, on one core: for the forkserver or prewarm. Blocks for some 100 ms."""
-    return PromptVAD(silero.VAD.load(min_speech_duration=MIN_SPEECH, min_silence_duration=MIN_SILENCE))
+    """Silero's detector, in the framework's native build: for the forkserver or prewarm.
+
+    The same model in onnxruntime takes four times the CPU of it, a sixth of all that a talking room takes.
+    """
+    return PromptVAD(inference.VAD(min_speech_duration=MIN_SPEECH, min_silence_duration=MIN_SILENCE))
 
 
 class PromptVAD(VAD):

@@ -100,3 +100,7 @@ def test_realtime_leaves_the_turns_to_the_provider() -> None:
     options = session_options(settings(), age=7, realtime=True)
     assert options["turn_handling"]["turn_detection"] == "realtime_llm"
     assert options["vad"] is None
+
+
+def test_the_detector_is_the_native_one_that_takes_a_quarter_of_the_cpu() -> None:
+    assert load_vad().provider == "livekit-local-inference"
