@@ -174,9 +174,7 @@ class _Visitor:
         try:
             await device.join(timeout=self._patience)
             self._tell("joined")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(stay.leave_after):
-                    await self._talk(device, stay)
+            await self._talk_for(device, stay)
         except (TimeoutError, RuntimeError) as error:  # rtc.ConnectError is a RuntimeError of the SDK's
             self._tell("failed", error=f"{type(error).__name__}: {error}"[:300])
         finally:
@@ -184,6 +182,18 @@ class _Visitor:
             if not stay.abandon:
                 await self._server.delete_room(device.room_name)
         self._tell("left")
+
+    async def _talk_for(self, device: Device, stay: Stay) -> None:
+        talking = asyncio.create_task(self._talk(device, stay))
+        try:
+            await asyncio.wait({talking}, timeout=stay.leave_after)
+        finally:
+            # Once is not enough: a wait_for that ends in the same moment swallows it (Python 3.11).
+            while not talking.done():
+                talking.cancel()
+                await asyncio.wait({talking}, timeout=0.1)
+        if not talking.cancelled():
+            talking.result()
 
     async def _talk(self, device: Device, stay: Stay) -> None:
         try:
