@@ -111,7 +111,7 @@ def _load() -> Shared:
     bank = part("greetings", lambda: GreetingBank.load(settings.greetings_dir), GreetingBank())
     for problem in bank.problems:
         problems[f"greetings/{problem.file}"] = problem.reason
-    vad = part("vad", load_vad, None)
+    vad = part("vad", lambda: load_vad(settings.vad_engine), None)
     library = part("library", lambda: services.prepare(settings), None)
     plan = part("providers", lambda: ProviderPlan(settings), None)
     writer = part("prompt", lambda: PromptWriter(token_budget=settings.prompt_token_budget), None)

@@ -257,6 +257,8 @@ class Settings(BaseSettings):
     """Seconds for which interruptions are off while the device's echo canceller learns; 0: the device cancels echo."""
     noise_cancellation: bool = Field(default=False, examples=["false"])
     """LiveKit Cloud noise cancellation; needs its package."""
+    vad_engine: Literal["native", "onnxruntime"] = Field(default="native", examples=["native"])
+    """What Silero's voice activity detector runs on; `onnxruntime` takes four times the CPU."""
     background_audio: bool = Field(default=False, examples=["false"])
     """Background and thinking sounds."""
     time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(default="UTC", examples=["Asia/Kolkata"])

@@ -104,3 +104,4 @@ def test_realtime_leaves_the_turns_to_the_provider() -> None:
 
 def test_the_detector_is_the_native_one_that_takes_a_quarter_of_the_cpu() -> None:
     assert load_vad().provider == "livekit-local-inference"
+    assert load_vad("onnxruntime").provider == "ONNX"
