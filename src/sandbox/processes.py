@@ -29,8 +29,9 @@ RUN_MARKER = "SANDBOX_RUN"
 """Set in the environment it is handed down to every process of a run, by which all of them can be found again."""
 _LINES_KEPT = 20_000
 # A pipe from the starter to a shell that kills the group once the pipe breaks: works however the starter dies,
-# and reaches grandchildren, which the kernel's parent-death signal does not.
-_GUARD = 'read -r line || true; kill -KILL -- "-$1" 2>/dev/null; exit 0'
+# and reaches grandchildren, which the kernel's parent-death signal does not. `-s KILL`: Debian's shell takes no `--`
+# after `-KILL`.
+_GUARD = 'read -r line || true; kill -s KILL -- "-$1" 2>/dev/null; exit 0'
 
 
 class ProcessFailed(RuntimeError):
