@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from agent.library.decision import (
 from agent.library.embedding import Embedder
 from agent.library.lexical import FUNCTION_WORDS, content_words, fold
 from agent.library.matching import FEATURES, Rows
+from agent.library.mishearing import Channel, make_channel
+from agent.library.pronunciation import pronunciations
 from agent.library.requests import Request, understand
 from agent.library.titles import Kind
 from agent.settings import load_settings
@@ -48,10 +51,14 @@ from sandbox.library_evaluation import (
     split_of,
 )
 from sandbox.library_trial import Embeddings, Trial, trials
+from sandbox.mishearing_fit import fit as fit_hearing
+from sandbox.mishearing_fit import pairs
 
 Floats = NDArray[np.float64]
 FOLDS = 5
 TREES, LEAVES, RATE = 160, 6, 0.06
+# How many candidates a title is set against.
+RIVALS = 30
 SIZES = (0, 2000)
 # What one example counts. Development titles were spoken twice.
 WEIGHTS = {
@@ -87,6 +94,7 @@ def measured(of: Iterable[Case], by_kind: dict[Kind, Trial], source: str, *, den
     rows_of = {kind: {title.title: row for row, title in enumerate(trial.titles)} for kind, trial in by_kind.items()}
     for case in of:
         trial = by_kind[case.kind]
+        trial.index.words.hearing = hearing_without(case)
         wanted = understand(case.text, trial.index.words.names_of_sections)
         if wanted.wish != "named":
             continue
@@ -144,28 +152,39 @@ def by_rule() -> Iterator[Case]:
 def fit_rank(examples: Sequence[Example], *, rounds: int = 3, penalty: float = 0.0002) -> Floats:
     """The ranking rule: softmax over the titles of a request, each by its best name, refined in rounds."""
     useful = [item for item in examples if item.target is not None and (item.rows.title == item.target).any()]
-    inputs = [expand(item.rows.features).astype(np.float64) for item in useful]
-    rule = np.zeros(inputs[0].shape[1])
+    rule = np.zeros(len(rank_inputs()))
     rule[: len(FEATURES)] = 2.0
     for _ in range(rounds):
-        chosen: list[tuple[Floats, int, float]] = []
-        for item, values in zip(useful, inputs, strict=True):
-            order = np.argsort(-(values @ rule), kind="stable")
-            _, first = np.unique(item.rows.title[order], return_index=True)
-            best = order[first]
-            place = int(np.flatnonzero(item.rows.title[best] == item.target)[0])
-            chosen.append((values[best], place, WEIGHTS[item.source]))
-        total = sum(weight for _, _, weight in chosen)
-        mean, square = np.zeros_like(rule), np.zeros_like(rule)
-        for step in range(1, 201):
-            slope = penalty * rule * total
-            for values, place, weight in chosen:
-                score = values @ rule
-                chance = np.exp(score - score.max())
-                slope += weight * (values.T @ (chance / chance.sum()) - values[place])
-            slope /= total
-            mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope**2
-            rule -= 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
+        blocks: list[Floats] = []
+        places: list[int] = []
+        for item in useful:
+            scored = ranked(item.rows, rule)
+            place = next(number for number, other in enumerate(scored) if other.row == item.target)
+            first = scored[:RIVALS] if place < RIVALS else [*scored[: RIVALS - 1], scored[place]]
+            blocks.append(expand(np.array([other.features for other in first])).astype(np.float64))
+            places.append(min(place, RIVALS - 1))
+        rule = _descend(rule, blocks, places, np.array([WEIGHTS[item.source] for item in useful]), penalty)
+    return rule
+
+
+def _descend(
+    rule: Floats, blocks: Sequence[Floats], places: Sequence[int], weights: Floats, penalty: float, steps: int = 300
+) -> Floats:
+    """Minimise the weighted cross-entropy of choosing row `places[i]` of `blocks[i]` (Adam)."""
+    values = np.concatenate(blocks)
+    sizes = np.array([len(block) for block in blocks])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    wanted = np.zeros(len(values))
+    wanted[starts + np.array(places)] = 1.0
+    strength = np.repeat(weights / weights.sum(), sizes)
+    mean, square = np.zeros_like(rule), np.zeros_like(rule)
+    for step in range(1, steps + 1):
+        score = values @ rule
+        chance = np.exp(score - np.repeat(np.maximum.reduceat(score, starts), sizes))
+        chance /= np.repeat(np.add.reduceat(chance, starts), sizes)
+        slope = values.T @ (strength * (chance - wanted)) + penalty * rule
+        mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope**2
+        rule = rule - 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
     return rule
 
 
@@ -173,6 +192,7 @@ def judge(examples: Sequence[Example], rule: Floats) -> Iterator[Judged]:
     """The first candidates of every request, and the first one left when the title is taken out of the catalogue."""
     for item in examples:
         words = item.trial.index.words
+        words.hearing = hearing_without(item.case)
         scored = ranked(item.rows, rule)
         spoken = item.source == "present" and item.case.group == "misheard"
         weight = WEIGHTS["exact name" if item.exact else "misheard" if spoken else item.source]
@@ -228,7 +248,28 @@ def trees_of(fitted: Any) -> list[list[Node]]:
 
 
 def _fold_of(case: Case) -> int:
-    return hashlib.md5((case.title or case.text).encode()).digest()[0] % FOLDS
+    return fold_of(case.title or case.text)
+
+
+def fold_of(text: str) -> int:
+    """The part, out of FOLDS, that a title or a request for none belongs to."""
+    return hashlib.md5(text.encode()).digest()[0] % FOLDS
+
+
+@cache
+def _hearings() -> list[Channel]:
+    known = pairs()
+    phones = len(pronunciations().phones)
+    return [
+        make_channel(*fit_hearing([pair for title, pair in known if fold_of(title) != held], phones))
+        for held in range(FOLDS)
+    ]
+
+
+def hearing_without(case: Case) -> Channel:
+    """What is misheard, learnt without the title of `case`: its own mishearings must not look better known than those
+    of titles that nobody has heard yet."""
+    return _hearings()[_fold_of(case)]
 
 
 def judged_out_of_fold(examples: Sequence[Example]) -> list[tuple[Example, bool, float]]:
@@ -243,6 +284,7 @@ def judged_out_of_fold(examples: Sequence[Example]) -> list[tuple[Example, bool,
             if _fold_of(item.case) != held or item.source not in {"present", "absent"}:
                 continue
             scored = ranked(item.rows, rule)
+            item.trial.index.words.hearing = hearing_without(item.case)
             inputs = [
                 accept_inputs(item.trial.index.words, item.wanted, scored, n) for n in range(min(JUDGED, len(scored)))
             ]

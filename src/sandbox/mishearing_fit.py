@@ -29,11 +29,11 @@ Floats = NDArray[np.float64]
 Pair = tuple[list[int], list[int]]
 
 
-def pairs() -> list[Pair]:
-    """The development sentences as phones: said, heard."""
+def pairs() -> list[tuple[str, Pair]]:
+    """Titles of the development split, with a sentence for each as phones: said, heard."""
     heard = json.loads(resources.files("sandbox").joinpath("library_heard.json").read_text("utf-8"))["utterances"]
     return [
-        (_numbers(item["said"]), _numbers(item["heard"]))
+        (item["title"], (_numbers(item["said"]), _numbers(item["heard"])))
         for item in heard
         if item["heard"] and split_of(item["title"]) == "development"
     ]
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(agent.library.__file__).with_name("mishearing.json"))
     out = parser.parse_args().out
     phones = pronunciations().phones
-    of = pairs()
+    of = [pair for _, pair in pairs()]
     table, omitted, added = fit(of, len(phones))
     stored = {
         "made_by": "python -m sandbox.mishearing_fit",

@@ -89,3 +89,11 @@ def grams(words: Iterable[str], size: int = 3) -> list[str]:
     """Overlapping character grams of the words joined without spaces, with markers at both ends."""
     joined = f"<{''.join(words)}>"
     return [joined[place : place + size] for place in range(max(1, len(joined) - size + 1))]
+
+
+def phone_grams(phones: str) -> list[str]:
+    """Pairs of neighbouring phones, and of phones with one between them, which may have been misheard."""
+    marked = f"<{phones}>"
+    return [marked[place : place + 2] for place in range(len(marked) - 1)] + [
+        marked[place] + "?" + marked[place + 2] for place in range(len(marked) - 2)
+    ]

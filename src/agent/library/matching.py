@@ -14,7 +14,8 @@ from rapidfuzz.distance import OSA
 from rapidfuzz.process import cdist
 
 from agent.library.lexical import stem
-from agent.library.phonetic import sound_key, sound_likeness, syllable_key
+from agent.library.phonetic import sound_key, syllable_key
+from agent.library.pronunciation import said, say
 from agent.library.title_index import Words
 
 FEATURES: Final = (
@@ -31,6 +32,9 @@ FEATURES: Final = (
     "odd",  # the request's word that neither names nor keywords explain
     "words",  # share of the request's meaning whose very words (or stems) are among names and keywords
     "heard",  # the name's sounds are part of the request's
+    "likely",  # the log odds that the name was said somewhere in what was heard, as a share of the most it could get
+    "proof",  # the same odds themselves, 1 from 60 on
+    "ahead",  # the same, less those of the best name of another title, halved, plus 0.5
     "dense",  # cosine similarity of the embeddings
     "lead",  # the same, less that of the best title, plus 1
     "section",  # 1 in the section asked for, 0 in another, 0.5 when none was asked for
@@ -41,6 +45,9 @@ Matrix = NDArray[np.float32]
 _TELLING_SOUNDS: Final = 5
 # Words this alike are one word, written or heard a little differently.
 _SAME: Final = 0.8
+# Log odds that are as good as certain, and a lead over another title that is as clear as can be.
+_CERTAIN: Final = 60.0
+_CLEAR: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +107,13 @@ def _sharpen(similarity: Matrix) -> Matrix:
 def measure(
     words: Words,
     readings: Sequence[tuple[str, ...]],
-    forms: Sequence[int],
+    evidence: Mapping[int, float],
     dense: Mapping[int, float],
     section: int | None,
 ) -> Rows:
-    """Features of every reading against every form; `dense` is by title row, `section` an index into the sections."""
+    """Features of every reading against every form; `evidence` is by form, `dense` by title row, `section` an index
+    into the sections."""
+    forms = list(evidence)
     names = [tuple(words.forms[form].split(" ")) for form in forms]
     rows = words.form_row[np.asarray(forms, np.int64)]
     titles = list(dict.fromkeys(rows.tolist()))
@@ -142,6 +151,7 @@ def measure(
     title_place = np.array([place_of[row] for row in rows.tolist()], np.int64)
     lengths = np.array([len(text) for text in compact], np.float32)
     spoken_lengths = np.array([len(text) for text in spoken], np.float32)
+    likely, proof, ahead = _from_evidence(words, evidence, rows)
     blocks: list[Matrix] = []
     for number, reading in enumerate(readings):
         strength = np.array([words.word_weight(word) for word in reading], np.float32)
@@ -170,6 +180,9 @@ def measure(
                 heard[number] * np.minimum(1.0, spoken_lengths / 10.0),
                 0.0,
             ),
+            "likely": likely,
+            "proof": proof,
+            "ahead": ahead,
             "dense": cosine[title_place],
             "lead": 1.0 + cosine[title_place] - best,
             "section": where[title_place],
@@ -183,6 +196,17 @@ def measure(
         np.repeat(np.arange(len(readings), dtype=np.int32), len(forms)),
         np.concatenate(blocks),
     )
+
+
+def _from_evidence(words: Words, evidence: Mapping[int, float], rows: NDArray[np.int32]) -> tuple[Matrix, ...]:
+    odds = np.maximum(0.0, np.array(list(evidence.values()), np.float32))
+    most = words.hearing.most([words.phones[form] for form in evidence])
+    likely = odds / np.maximum(most, 1.0)
+    first = int(odds.argmax())
+    others = odds[rows != rows[first]]
+    rival = np.where(rows == rows[first], others.max(initial=0.0), odds[first])
+    ahead = np.clip((odds - rival) / _CLEAR, -1.0, 1.0)
+    return np.minimum(1.0, likely), np.minimum(1.0, odds / _CERTAIN), (ahead + 1.0) / 2.0
 
 
 def _weights(names: Sequence[Sequence[str]], weight: Mapping[str, float], width: int) -> Matrix:
@@ -227,7 +251,32 @@ REMAINDERS: Final = (
     "similar",  # the same, times the smaller share: a word misheard
     "contrary",  # how little they do, times the smaller share: another word in a word's place
     "replaced",  # how little they do, times the request's share and what is common: a name with another word in it
+    "outside",  # share of the request's meaning that was said before or after where the name was likeliest said
+    "foreign",  # the same, without what the keywords explain
 )
+
+
+def _heard_as(words: Words, heard: Sequence[str], named: Sequence[str]) -> float:
+    """How much the words heard speak for those of a name, as a share of the most they could."""
+    name = said(named)[:40]
+    odds, _ = words.hearing.evidence([name], said(heard)[:40])
+    return max(0.0, float(odds[0])) / max(1.0, float(words.hearing.most([name])[0]))
+
+
+def _outside(words: Words, reading: Sequence[str], form: int) -> list[bool]:
+    """Which words of a request were said before or after the likeliest place of a name."""
+    name, heard = words.phones[form], said(reading)
+    _, ends = words.hearing.evidence([name], heard)
+    end = int(ends[0])
+    start = words.hearing.start(name, heard, end)
+    out: list[bool] = []
+    place = 0
+    for word in reading:
+        size = len(say(word))
+        inside = min(end, place + size) - max(start, place)
+        out.append(2 * inside < size or not size)
+        place += size
+    return out
 
 
 def remainders(words: Words, reading: Sequence[str], form: int, row: int) -> tuple[float, ...]:
@@ -254,11 +303,11 @@ def remainders(words: Words, reading: Sequence[str], form: int, row: int) -> tup
     alike = 0.0
     if mine and yours:
         here, there = [reading[i] for i in sorted(mine)], [name[j] for j in sorted(yours)]
-        alike = max(
-            sound_likeness("".join(map(syllable_key, here))[:40], "".join(map(syllable_key, there))[:40]),
-            OSA.normalized_similarity("".join(here), "".join(there)),
-        )
+        alike = max(_heard_as(words, here, there), OSA.normalized_similarity("".join(here), "".join(there)))
     smaller = min(unheard, unsaid)
     different = 1.0 - alike
     replaced = (1.0 - unsaid) * unheard * different if yours else 0.0
-    return unheard, unsaid, alike, smaller * alike, smaller * different, replaced
+    gone = [i for i, outside in enumerate(_outside(words, reading, form)) if outside]
+    outside = sum(asked[i] for i in gone) / sum(asked)
+    foreign = sum(asked[i] for i in gone if i in mine) / sum(asked)
+    return unheard, unsaid, alike, smaller * alike, smaller * different, replaced, outside, foreign

@@ -143,34 +143,3 @@ def syllable_key(word: str) -> str:
 def sound_key(word: str) -> str:
     """The consonant classes of one ASCII word, a leading vowel as `A`; empty for a word without letters or digits."""
     return _DOUBLED.sub(r"\1", syllable_key(word).replace("a", ""))
-
-
-# What is easily heard for what: the cost of taking one class for another, 1 where nothing is said.
-_MISTAKEN: Final = {
-    frozenset(pair): cost
-    for pairs, cost in (
-        (("MN", "aA", "LR"), 0.35),
-        (("PT", "TK", "PK", "SC", "PF", "PV", "FV", "TC", "TS", "LV", "RV", "CK", "SF"), 0.55),
-    )
-    for pair in pairs
-}
-_VOWEL_COST: Final = 0.4
-
-
-def sound_likeness(first: str, second: str) -> float:
-    """How alike two strings of syllable keys sound, 0 to 1: an edit similarity in which sounds that are often mistaken
-    for each other, and vowels that come or go, cost less. For short strings: its time grows with both lengths."""
-    if not first or not second:
-        return 0.0
-    row = [0.0]
-    for char in second:
-        row.append(row[-1] + (_VOWEL_COST if char in "aA" else 1.0))
-    for here in first:
-        gone = _VOWEL_COST if here in "aA" else 1.0
-        previous, row = row, [row[0] + gone]
-        for place, there in enumerate(second):
-            come = _VOWEL_COST if there in "aA" else 1.0
-            change = 0.0 if here == there else _MISTAKEN.get(frozenset(here + there), 1.0)
-            row.append(min(previous[place + 1] + gone, row[place] + come, previous[place] + change))
-    longest = max(sum(_VOWEL_COST if char in "aA" else 1.0 for char in text) for text in (first, second))
-    return max(0.0, 1.0 - row[-1] / longest)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.library.decision import decide, model, ranked
-from agent.library.lexical import fold, grams, stem
+from agent.library.lexical import fold, grams, phone_grams, stem
 from agent.library.matching import Rows, measure
-from agent.library.phonetic import sound_key
+from agent.library.pronunciation import said
 from agent.library.requests import Request, choose, understand
 from agent.library.title_index import Words, gram_weight, pack, unpack
 from agent.library.titles import Title
@@ -26,6 +26,10 @@ _FORMS_A_SIDE: Final = 20
 _TITLES_A_SIDE: Final = 24
 _MAX_FORMS: Final = 140
 _DENSE: Final = 100
+# How many forms are compared phone by phone, how many of them are looked at further, and how much is listened to.
+_LISTENED: Final = 240
+_HEARD: Final = 24
+_MAX_PHONES: Final = 90
 _READINGS: Final = 4
 _NEAREST: Final = 5
 
@@ -169,12 +173,13 @@ class TitleIndex:
                 row = self._row(number)
                 if row is not None:
                     cosine[row] = similarity
-        forms = self._forms_near(wanted.readings, list(cosine)[:_TITLES_A_SIDE])
-        if not forms:
+        heard = said(wanted.readings[-1])[:_MAX_PHONES]
+        evidence = self._evidence(self._forms_near(wanted.readings, list(cosine)[:_TITLES_A_SIDE]), heard)
+        if not evidence:
             return None
         time.sleep(0)  # lets the event loop's thread have the interpreter between two stretches of work
         section = None if where is None else words.sections.index(where)
-        return measure(words, wanted.readings[:_READINGS], forms, cosine, section)
+        return measure(words, wanted.readings[:_READINGS], evidence, cosine, section)
 
     def _forms_near(self, readings: Sequence[tuple[str, ...]], nearest: Sequence[int]) -> list[int]:
         words = self.words
@@ -185,15 +190,24 @@ class TitleIndex:
         for reading in readings[:2]:
             for form in _top_forms(words.char_grams.get, words.char_norm, grams(reading), len(words.forms)):
                 found[form] = None
-        sounds = grams([sound_key(word) for word in first], 2)
-        for form in _top_forms(words.sound_grams.get, words.sound_norm, sounds, len(words.forms)):
-            found[form] = None
         lows = np.searchsorted(words.form_row, rows, "left").tolist()
         highs = np.searchsorted(words.form_row, rows, "right").tolist()
         for low, high in zip(lows, highs, strict=True):
             for form in range(low, high):
                 found.setdefault(form)
         return list(found)[:_MAX_FORMS]
+
+    def _evidence(self, forms: Sequence[int], heard: str) -> dict[int, float]:
+        """For `forms`, and those whose sounds are likeliest in `heard`: the log odds that they were said."""
+        words = self.words
+        grams_of = phone_grams(heard)
+        listened = _top_forms(words.phone_grams.get, words.phone_norm, grams_of, len(words.forms), _LISTENED)
+        both = list(dict.fromkeys((*forms, *listened)))
+        if not both:
+            return {}
+        odds, _ = words.hearing.evidence([words.phones[form] for form in both], heard)
+        kept = set(forms) | {both[place] for place in np.argsort(-odds, kind="stable")[:_HEARD].tolist()}
+        return {form: value for form, value in zip(both, odds.tolist(), strict=True) if form in kept}
 
 
 def understand_raw(request: str) -> tuple[tuple[str, ...], ...]:
@@ -217,9 +231,14 @@ def _top_titles(words: Words, reading: Sequence[str]) -> list[int]:
 
 
 def _top_forms(
-    get: Callable[[str], NDArray[np.int32]], norm: NDArray[np.float32], keys: Sequence[str], total: int
+    get: Callable[[str], NDArray[np.int32]],
+    norm: NDArray[np.float32],
+    keys: Sequence[str],
+    total: int,
+    spoken: int = 0,
 ) -> list[int]:
-    """Forms that share most grams with the request: as a whole, as what it is a part of, as a part of it."""
+    """Forms that share most grams with the request: as a whole, as what it is a part of, as a part of it; or only the
+    `spoken` first that are most wholly in it."""
     distinct = list(dict.fromkeys(keys))
     found = [get(key) for key in distinct]
     weights = [gram_weight(len(items), total) for items in found]
@@ -232,13 +251,12 @@ def _top_forms(
         np.repeat([weight for _, weight in hits], [len(items) for items, _ in hits]),
         total,
     )
-    alike = common / np.sqrt(own * np.maximum(norm, 1e-6))
-    part = common / (own + 0.2 * norm)
-    whole = common / (norm + 0.2 * own)
+    whole = common / (norm + (0.1 if spoken else 0.2) * own)
+    sides = [whole] if spoken else [common / np.sqrt(own * np.maximum(norm, 1e-6)), common / (own + 0.2 * norm), whole]
+    count = min(spoken or _FORMS_A_SIDE, total)
     chosen: dict[int, None] = {}
-    for measure_ in (alike, part, whole):
-        count = min(_FORMS_A_SIDE, total)
-        for form in np.argpartition(-measure_, count - 1)[:count].tolist():
-            if measure_[form] > 0.0:
+    for side in sides:
+        for form in np.argpartition(-side, count - 1)[:count].tolist():
+            if side[form] > 0.0:
                 chosen[form] = None
     return list(chosen)

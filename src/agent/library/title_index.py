@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import LibraryError
-from agent.library.lexical import FUNCTION_WORDS, fold, grams, stem
-from agent.library.phonetic import sound_key
+from agent.library.lexical import FUNCTION_WORDS, fold, grams, phone_grams, stem
+from agent.library.mishearing import channel
+from agent.library.pronunciation import said
 from agent.library.requests import Sections, asking
 from agent.library.titles import Title
 
 _MAGIC: Final = b"TITLEIX1"
 _MAX_NAMES: Final = 12
 _MAX_TAGS: Final = 48
+# A longer name is known by its beginning.
+_MAX_PHONES: Final = 48
 
 Ints = NDArray[np.int32]
 
@@ -85,18 +88,20 @@ class Words:
     def __init__(self, arrays: dict[str, NDArray[np.generic]], meta: dict[str, object]) -> None:
         self._arrays = arrays
         self._meta = meta
+        self.hearing = channel()
         self.ids: NDArray[np.int64] = arrays["ids"].view(np.int64)
         self.section_of: Ints = arrays["section_of"].view(np.int32)
         self.form_row: Ints = arrays["form_row"].view(np.int32)
         self.titles = self._texts("titles")
         self.forms = self._texts("forms")
+        self.phones = self._texts("phones")
         self.tags = self._texts("tags")
         self.exact = self._postings("exact")
         self.char_grams = self._postings("char_grams")
-        self.sound_grams = self._postings("sound_grams")
+        self.phone_grams = self._postings("phone_grams")
         self.stems = self._postings("stems")
         self.char_norm: NDArray[np.float32] = arrays["char_norm"].view(np.float32)
-        self.sound_norm: NDArray[np.float32] = arrays["sound_norm"].view(np.float32)
+        self.phone_norm: NDArray[np.float32] = arrays["phone_norm"].view(np.float32)
         sections = meta["sections"]
         aliases = meta["aliases"]
         assert isinstance(sections, list)
@@ -168,7 +173,7 @@ def pack(titles: Sequence[Title]) -> bytes:
         rows.extend([row] * len(own))
         tags.append(_tags(title, own))
     sections = list(dict.fromkeys(title.section for title in titles))
-    sounds = [tuple(sound_key(word) for word in form) for form in forms]
+    phones = [said(form)[:_MAX_PHONES] for form in forms]
     arrays: dict[str, NDArray[np.generic]] = {
         "ids": np.array([title.id for title in titles], np.int64),
         "section_of": np.array([sections.index(title.section) for title in titles], np.int32),
@@ -177,6 +182,7 @@ def pack(titles: Sequence[Title]) -> bytes:
     texts = {
         "titles": [_dump(title) for title in titles],
         "forms": [" ".join(form) for form in forms],
+        "phones": phones,
         "tags": [" ".join(words) for words in tags],
     }
     for name, values in texts.items():
@@ -185,7 +191,7 @@ def pack(titles: Sequence[Title]) -> bytes:
     for name, documents in (
         ("exact", [["".join(form)] for form in forms]),
         ("char_grams", [grams(form) for form in forms]),
-        ("sound_grams", [grams(sound, 2) for sound in sounds]),
+        ("phone_grams", [phone_grams(text) for text in phones]),
         ("stems", [[stem(word) for word in words] for words in tags]),
     ):
         postings = Postings.of(documents)
