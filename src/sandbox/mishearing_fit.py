@@ -44,13 +44,18 @@ def _numbers(text: str) -> list[int]:
 
 
 def aligned(
-    spoken: Sequence[int], heard: Sequence[int], table: Sequence[Sequence[float]], omitted: Sequence[float], added: float
+    spoken: Sequence[int],
+    heard: Sequence[int],
+    table: Sequence[Sequence[float]],
+    omitted: Sequence[float],
+    added: float,
 ) -> Iterator[tuple[int | None, int | None]]:
     """The likeliest pairs of a phone said and one heard; None where there is no counterpart."""
     scores: list[list[float]] = []
     moves: list[list[int]] = []
     for i in range(len(spoken) + 1):
-        score, move = [], []
+        score: list[float] = []
+        move: list[int] = []
         for j in range(len(heard) + 1):
             options = [
                 scores[i - 1][j - 1] + table[spoken[i - 1]][heard[j - 1]] if i and j else -math.inf,

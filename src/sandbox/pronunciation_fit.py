@@ -34,7 +34,7 @@ Reading = tuple[str, int, str]  # a padded word, a place in it, the phones of th
 
 def dictionary() -> tuple[list[str], dict[str, str]]:
     """The names of the phones, and the usual pronunciation of every word of letters alone."""
-    path = Path(pocketsphinx.get_model_path()) / "en-us" / "cmudict-en-us.dict"  # type: ignore[attr-defined]
+    path = Path(pocketsphinx.get_model_path()) / "en-us" / "cmudict-en-us.dict"  # type: ignore[no-untyped-call]
     entries = [line.split() for line in path.read_text("utf-8").splitlines()]
     phones = sorted({phone for entry in entries for phone in entry[1:]})
     sign = {phone: chr(ord(FIRST_PHONE) + place) for place, phone in enumerate(phones)}
@@ -151,11 +151,11 @@ def main() -> None:
         "from": "the CMU pronouncing dictionary of pocketsphinx 5.1.1, (c) Carnegie Mellon University, BSD licence",
         "phones": found.phones,
     }
-    words = ",\n".join(json.dumps(f"{word} {phones}") for word, phones in found.words.items())
+    words = ",\n".join(f"{json.dumps(word)}:{json.dumps(phones)}" for word, phones in found.words.items())
     rules = ",\n".join(
         f"{json.dumps(letter)}: {json.dumps(rule, separators=(',', ':'))}" for letter, rule in found.rules.items()
     )
-    out.write_text(f'{json.dumps(head)[:-1]},\n"words": [\n{words}\n],\n"rules": {{\n{rules}\n}}}}\n', "utf-8")
+    out.write_text(f'{json.dumps(head)[:-1]},\n"words": {{\n{words}\n}},\n"rules": {{\n{rules}\n}}}}\n', "utf-8")
     print(f"wrote {out}: {len(found.words)} words, {out.stat().st_size // 1024} kB")
 
 

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from agent.library.pronunciation import FIRST_PHONE
@@ -62,7 +63,9 @@ class Channel:
     def most(self, names: Sequence[str]) -> Floats:
         """The evidence for each name where every phone of it is heard as it is said."""
         said = _coded(names)
-        return np.append(self.as_heard.diagonal(), np.float32(0.0))[said].sum(axis=0, dtype=np.float32)
+        perfect = np.append(self.as_heard.diagonal(), np.float32(0.0))
+        total: Floats = perfect[said].sum(axis=0, dtype=np.float32)
+        return total
 
     def start(self, name: str, heard: str, end: int) -> int:
         """Where in `heard` the likeliest place for a name begins, that ends at `end`."""
@@ -86,7 +89,7 @@ def channel() -> Channel:
     return make_channel(stored["heard"], stored["omitted"], stored["added"])
 
 
-def make_channel(heard: Sequence[Sequence[float]], omitted: Sequence[float], added: float) -> Channel:
+def make_channel(heard: npt.ArrayLike, omitted: npt.ArrayLike, added: float) -> Channel:
     """From `heard[said][heard]`, `omitted[said]` (log odds, log chances) and `added`."""
     table = np.array(heard, np.float32).T
     padding = np.full((len(table), 1), _IMPOSSIBLE, np.float32)

@@ -25,7 +25,7 @@ from agent.library import model_files
 from agent.library.embedding import Embedder
 from agent.library.home import CollectionState, mismatch
 from agent.library.homes import snapshot_root
-from agent.library.ranking import Answer, TitleIndex
+from agent.library.ranking import Answer, TitleIndex, warm_up
 from agent.library.snapshot import Snapshot, SnapshotStore, index_mark
 from agent.library.status import read_status
 from agent.library.titles import Kind, Title
@@ -274,6 +274,7 @@ def prepare(settings: Settings) -> ServiceCache:
     except ModelFileError as error:
         problem = str(error)
     cache = ServiceCache(settings, embedder, problem)
+    warm_up()
     cache.refresh()
     _log.debug("library_prepared", milliseconds=round((time.perf_counter() - started) * 1000, 1))
     return cache
