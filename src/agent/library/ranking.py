@@ -15,7 +15,7 @@ from agent.library.decision import decide, model, ranked
 from agent.library.lexical import fold, grams, phone_grams, stem
 from agent.library.matching import Rows, measure
 from agent.library.pronunciation import pronunciations, said
-from agent.library.requests import Request, choose, understand
+from agent.library.requests import Request, Sections, choose, understand
 from agent.library.title_index import Words, gram_weight, pack, unpack
 from agent.library.titles import Title
 
@@ -173,7 +173,7 @@ class TitleIndex:
                 row = self._row(number)
                 if row is not None:
                     cosine[row] = similarity
-        heard = said(wanted.readings[-1])[:_MAX_PHONES]
+        heard = said(wanted.heard)[:_MAX_PHONES]
         evidence = self._evidence(self._forms_near(wanted.readings, list(cosine)[:_TITLES_A_SIDE]), heard)
         if not evidence:
             return None
@@ -214,6 +214,7 @@ def warm_up() -> None:
     """Read now what the first search would read: fitted rules and pronunciations, some 15 ms."""
     model()
     pronunciations()
+    understand("play", Sections({}))
 
 
 def understand_raw(request: str) -> tuple[tuple[str, ...], ...]:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Final, Literal
 
 from agent.library.lexical import FUNCTION_WORDS, fold, stem
+from agent.library.misheard_asking import without_misheard_asking
 
 Wish = Literal["named", "any", "another", "again"]
 
@@ -85,7 +86,8 @@ class Request:
 
     `readings` are the ways to read the words that name a title, likeliest first, each as folded words; empty unless
     `wish` is "named". `section` is where to look, None for everywhere; `section_missing` is True when a language or
-    category was asked for that the catalogue does not have. `text` is what to embed.
+    category was asked for that the catalogue does not have. `text` is what to embed, `heard` the words in which a name
+    was said, misheard or not.
     """
 
     wish: Wish
@@ -93,6 +95,7 @@ class Request:
     section: str | None = None
     section_missing: bool = False
     text: str = ""
+    heard: tuple[str, ...] = ()
 
 
 class Sections:
@@ -230,10 +233,11 @@ def understand(text: str, sections: Sections) -> Request:
         return Request(wish, (), section or None, missing)
     gently = _trim_gently(rest)
     trimmed = trimmed or gently
-    readings = dict.fromkeys((trimmed, gently, _trim(words), _trim_gently(words), words, raw))
+    heard = without_misheard_asking(raw) if text.isascii() else ()
+    readings = dict.fromkeys((trimmed, gently, _trim_gently(heard), _trim(words), _trim_gently(words), words, raw))
     readings.pop((), None)
     embed = " ".join(gently or trimmed) if text.isascii() else core
-    return Request("named", tuple(readings), section or None, missing, embed)
+    return Request("named", tuple(readings), section or None, missing, embed, heard or raw)
 
 
 def choose(ids: Sequence[int], history: Sequence[int], rng: random.Random) -> int | None:
