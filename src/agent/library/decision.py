@@ -43,7 +43,7 @@ DIRECTIONS: Final = tuple(
     0
     if name in {"similar", "contrary", "length", "describing", "function_words"}
     else -1
-    if name in {"unheard", "unsaid", "replaced", "outside", "foreign"}
+    if name in {"unheard", "unsaid", "replaced"}
     else 1
     for name in INPUTS
 )

@@ -15,7 +15,7 @@ from rapidfuzz.process import cdist
 
 from agent.library.lexical import stem
 from agent.library.phonetic import sound_key, syllable_key
-from agent.library.pronunciation import said, say
+from agent.library.pronunciation import said
 from agent.library.title_index import Words
 
 FEATURES: Final = (
@@ -251,8 +251,6 @@ REMAINDERS: Final = (
     "similar",  # the same, times the smaller share: a word misheard
     "contrary",  # how little they do, times the smaller share: another word in a word's place
     "replaced",  # how little they do, times the request's share and what is common: a name with another word in it
-    "outside",  # share of the request's meaning that was said before or after where the name was likeliest said
-    "foreign",  # the same, without what the keywords explain
 )
 
 
@@ -261,22 +259,6 @@ def _heard_as(words: Words, heard: Sequence[str], named: Sequence[str]) -> float
     name = said(named)[:40]
     odds, _ = words.hearing.evidence([name], said(heard)[:40])
     return max(0.0, float(odds[0])) / max(1.0, float(words.hearing.most([name])[0]))
-
-
-def _outside(words: Words, reading: Sequence[str], form: int) -> list[bool]:
-    """Which words of a request were said before or after the likeliest place of a name."""
-    name, heard = words.phones[form], said(reading)
-    _, ends = words.hearing.evidence([name], heard)
-    end = int(ends[0])
-    start = words.hearing.start(name, heard, end)
-    out: list[bool] = []
-    place = 0
-    for word in reading:
-        size = len(say(word))
-        inside = min(end, place + size) - max(start, place)
-        out.append(2 * inside < size or not size)
-        place += size
-    return out
 
 
 def remainders(words: Words, reading: Sequence[str], form: int, row: int) -> tuple[float, ...]:
@@ -307,7 +289,4 @@ def remainders(words: Words, reading: Sequence[str], form: int, row: int) -> tup
     smaller = min(unheard, unsaid)
     different = 1.0 - alike
     replaced = (1.0 - unsaid) * unheard * different if yours else 0.0
-    gone = [i for i, outside in enumerate(_outside(words, reading, form)) if outside]
-    outside = sum(asked[i] for i in gone) / sum(asked)
-    foreign = sum(asked[i] for i in gone if i in mine) / sum(asked)
-    return unheard, unsaid, alike, smaller * alike, smaller * different, replaced, outside, foreign
+    return unheard, unsaid, alike, smaller * alike, smaller * different, replaced

@@ -24,6 +24,7 @@ _MAX_NAMES: Final = 12
 _MAX_TAGS: Final = 48
 # A longer name is known by its beginning.
 _MAX_PHONES: Final = 48
+_MAX_WEIGHTS: Final = 4096
 
 Ints = NDArray[np.int32]
 
@@ -88,6 +89,7 @@ class Words:
     def __init__(self, arrays: dict[str, NDArray[np.generic]], meta: dict[str, object]) -> None:
         self._arrays = arrays
         self._meta = meta
+        self._weights: dict[str, float] = {}
         self.hearing = channel()
         self.ids: NDArray[np.int64] = arrays["ids"].view(np.int64)
         self.section_of: Ints = arrays["section_of"].view(np.int32)
@@ -131,6 +133,14 @@ class Words:
 
     def word_weight(self, word: str) -> float:
         """How much of a name's meaning a word carries, from 0.12 to 1: less when common or merely grammatical."""
+        weight = self._weights.get(word)
+        if weight is None:
+            if len(self._weights) >= _MAX_WEIGHTS:  # requests hold any words there are
+                self._weights.clear()
+            weight = self._weights[word] = self._weigh(word)
+        return weight
+
+    def _weigh(self, word: str) -> float:
         if word in FUNCTION_WORDS:
             return 0.12
         weight = idf(len(self.stems.get(stem(word))), len(self))
