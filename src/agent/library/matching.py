@@ -14,14 +14,13 @@ from rapidfuzz.distance import OSA
 from rapidfuzz.process import cdist
 
 from agent.library.lexical import stem
-from agent.library.phonetic import sound_key, syllable_key
+from agent.library.phonetic import sound_key
 from agent.library.pronunciation import said
 from agent.library.title_index import Words
 
 FEATURES: Final = (
     "chars",  # edit similarity of the whole request and the whole name, without spaces
     "sounds",  # the same of their consonant classes
-    "syllables",  # the same with a mark for vowels
     "inside",  # the request is part of the name
     "around",  # the name is part of the request
     "asked",  # share of the request's meaning that the name's words explain
@@ -31,7 +30,6 @@ FEATURES: Final = (
     "about",  # share of the request's meaning that names and keywords together explain
     "odd",  # the request's word that neither names nor keywords explain
     "words",  # share of the request's meaning whose very words (or stems) are among names and keywords
-    "heard",  # the name's sounds are part of the request's
     "likely",  # the log odds that the name was said somewhere in what was heard, as a share of the most it could get
     "proof",  # the same odds themselves, 1 from 60 on
     "ahead",  # the same, less those of the best name of another title, halved, plus 0.5
@@ -139,10 +137,6 @@ def measure(
     sounds = cdist(whole_sound, sound, scorer=OSA.normalized_similarity, dtype=np.float32)
     sounds *= np.minimum(1.0, np.array([len(text) for text in sound], np.float32) / _TELLING_SOUNDS)
     part = cdist(whole, compact, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
-    spoken = ["".join(syllable_key(word) for word in name) for name in names]
-    whole_spoken = ["".join(syllable_key(word) for word in reading) for reading in readings]
-    syllables = cdist(whole_spoken, spoken, scorer=OSA.normalized_similarity, dtype=np.float32)
-    heard = cdist(whole_spoken, spoken, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
     floor, best = (min(dense.values()), max(dense.values())) if dense else (0.0, 0.0)
     cosine = np.array([max(0.0, dense.get(row, floor)) for row in titles], np.float32)
     where = np.array(
@@ -150,7 +144,6 @@ def measure(
     )
     title_place = np.array([place_of[row] for row in rows.tolist()], np.int64)
     lengths = np.array([len(text) for text in compact], np.float32)
-    spoken_lengths = np.array([len(text) for text in spoken], np.float32)
     likely, proof, ahead = _from_evidence(words, evidence, rows)
     blocks: list[Matrix] = []
     for number, reading in enumerate(readings):
@@ -165,7 +158,6 @@ def measure(
         columns = {
             "chars": chars[number],
             "sounds": sounds[number],
-            "syllables": syllables[number],
             "inside": np.where(lengths >= here, part[number] * min(1.0, here / 6.0), 0.0),
             "around": np.where(lengths < here, part[number] * short, 0.0),
             "asked": strength @ explained / strength.sum(),
@@ -175,11 +167,6 @@ def measure(
             "about": strength @ about / strength.sum(),
             "odd": 1.0 - (strength[:, None] * (1.0 - about)).max(axis=0),
             "words": strength @ exactly / strength.sum(),
-            "heard": np.where(
-                spoken_lengths <= len(whole_spoken[number]),
-                heard[number] * np.minimum(1.0, spoken_lengths / 10.0),
-                0.0,
-            ),
             "likely": likely,
             "proof": proof,
             "ahead": ahead,

@@ -50,7 +50,7 @@ class Channel:
             phone -= _FIRST
             gain = gains.get(phone)
             if gain is None:
-                gain = gains[phone] = (self.as_heard[phone] - self.omitted)[said]
+                gain = gains[phone] = np.take(self.as_heard[phone] - self.omitted, said)
             np.add(state[:-1], gain, out=step[1:])
             state[1:] += self.added
             np.maximum(step[1:], state[1:], out=step[1:])

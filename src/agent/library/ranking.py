@@ -22,13 +22,13 @@ from agent.library.titles import Title
 Embed = Callable[[str], NDArray[np.float32]]
 Dense = Callable[[NDArray[np.float32], int, frozenset[str] | None], list[tuple[int, float]]]
 
-_FORMS_A_SIDE: Final = 20
+_FORMS_A_SIDE: Final = 12
 _TITLES_A_SIDE: Final = 24
 _MAX_FORMS: Final = 140
 _DENSE: Final = 100
 # How many forms are compared phone by phone, how many of them are looked at further, and how much is listened to.
-_LISTENED: Final = 240
-_HEARD: Final = 24
+_LISTENED: Final = 200
+_HEARD: Final = 20
 _MAX_PHONES: Final = 90
 _READINGS: Final = 4
 _NEAREST: Final = 5
