@@ -65,11 +65,11 @@ class Trial:
         return self.titles[self._row_of_id[number]]
 
 
-def trials(embeddings: Embeddings, size: int = 0) -> dict[Kind, Trial]:
-    """Both kinds, each padded to `size` titles with generated ones."""
+def trials(embeddings: Embeddings, size: int = 0, every: int = 1) -> dict[Kind, Trial]:
+    """Both kinds, each padded to `size` titles with generated ones; of the real ones every `every`-th."""
     out: dict[Kind, Trial] = {}
     for kind in KINDS:
-        titles = [title for title in catalogue() if title.kind == kind]
+        titles = [title for title in catalogue() if title.kind == kind][::every]
         if size > len(titles):
             sections = sorted({title.section for title in titles})
             titles += distractors(size - len(titles), kind, sections)
