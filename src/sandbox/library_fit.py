@@ -2,7 +2,8 @@
 
 The report split is never looked at. What is learnt from: the development requests; the same with their title taken out
 of the catalogue, which must then be refused; generated near misses (a word of a name replaced), partial, misspelt and
-exact requests for development titles. Needs scikit-learn, which nothing else here does.
+exact requests for development titles; the development requests again without vectors, and in a small library that lacks
+nearly all of them. Needs scikit-learn, which nothing else here does.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +33,13 @@ from agent.library.decision import (
     ranked,
 )
 from agent.library.embedding import Embedder
-from agent.library.lexical import FUNCTION_WORDS, content_words, fold
-from agent.library.matching import FEATURES, Rows
-from agent.library.mishearing import Channel, make_channel
-from agent.library.pronunciation import pronunciations
-from agent.library.requests import Request, understand
-from agent.library.titles import Kind
+from agent.library.matching import FEATURES
 from agent.settings import load_settings
-from sandbox.library_evaluation import (
-    Case,
-    carried,
-    cases,
-    catalogue,
-    misspell,
-    partial_name,
-    seeded,
-    split_of,
-)
-from sandbox.library_trial import Embeddings, Trial, trials
-from sandbox.mishearing_fit import fit as fit_hearing
-from sandbox.mishearing_fit import pairs
+from sandbox.library_evaluation import cases
+from sandbox.library_examples import FOLDS, Example, by_rule, fold_of_case, hearing_without, measured, near_misses
+from sandbox.library_trial import Embeddings, trials
 
 Floats = NDArray[np.float64]
-FOLDS = 5
 TREES, LEAVES, RATE = 160, 6, 0.06
 # How many candidates a title is set against.
 RIVALS = 30
@@ -70,85 +54,12 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A request measured against a catalogue: `target` is the row that is meant, None if it is not there."""
-
-    case: Case
-    wanted: Request
-    rows: Rows
-    target: int | None
-    exact: bool
-    trial: Trial
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
     """One input of the accepting rule, whether that candidate was meant, and what the example counts."""
 
     inputs: list[float]
     right: bool
     weight: float
-
-
-def measured(of: Iterable[Case], by_kind: dict[Kind, Trial], source: str, *, dense: bool = True) -> Iterator[Example]:
-    """Measure requests for named titles; those for any title or section have nothing to learn from."""
-    rows_of = {kind: {title.title: row for row, title in enumerate(trial.titles)} for kind, trial in by_kind.items()}
-    for case in of:
-        trial = by_kind[case.kind]
-        trial.index.words.hearing = hearing_without(case)
-        wanted = understand(case.text, trial.index.words.names_of_sections)
-        if wanted.wish != "named":
-            continue
-        exact = trial.index.exact(wanted, case.text, wanted.section)
-        target = rows_of[case.kind].get(case.title) if case.title else None
-        if target is None and exact is not None:
-            continue
-        embed, near = (trial.embed, trial.dense) if dense else (None, None)
-        rows = trial.index.measured(wanted, wanted.section, embed, near)
-        if rows is not None:
-            yield Example(case, wanted, rows, target, exact is not None, trial, source)
-
-
-def near_misses() -> Iterator[Case]:
-    """Names of development titles with one or two of their words replaced by others."""
-    titles = [title for title in catalogue() if split_of(title.title) == "development"]
-    others = sorted({word for title in titles for word in title.keywords if word.isascii() and word.isalpha()})
-    for title in titles:
-        for number in range(2):
-            rng = seeded(f"near {number} {title.title}")
-            names = [name for name in title.names[:2] if name.isascii() and len(content_words(fold(name))) > 1]
-            words = rng.choice(names).split() if names else []
-            places = [
-                place
-                for place, word in enumerate(words)
-                if len(word) > 2 and fold(word) and fold(word)[0] not in FUNCTION_WORDS
-            ]
-            if len(places) < 2:
-                continue
-            for place in rng.sample(places, 2 if len(places) > 3 and rng.random() < 0.4 else 1):
-                words[place] = rng.choice(others).title()
-            yield Case("near", title.kind, carried(title, " ".join(words), rng), None, "development")
-
-
-def by_rule() -> Iterator[Case]:
-    """More exact, partial and misspelt requests for development titles, some with their language named."""
-    titles = catalogue()
-    for title in titles:
-        if split_of(title.title) != "development":
-            continue
-        for number in range(2):
-            rng = seeded(f"rule {number} {title.title}")
-            name = rng.choice(title.names).lower()
-            part = partial_name(title, titles, rng)
-            latin = [name for name in title.names if name.isascii() and len(name) > 6][:2]
-            wrong = misspell(rng.choice(latin).lower(), rng) if latin else None
-            for group, text in (("exact", name), ("partial", part), ("misspelt", wrong)):
-                if text:
-                    said = carried(title, text, rng)
-                    if title.kind == "music" and rng.random() < 0.15:
-                        said = f"{said} in {title.section}"
-                    yield Case(group, title.kind, said, title.title, "development")  # type: ignore[arg-type]
 
 
 def fit_rank(examples: Sequence[Example], *, rounds: int = 3, penalty: float = 0.0002) -> Floats:
@@ -249,41 +160,16 @@ def trees_of(fitted: Any) -> list[list[Node]]:
     return out
 
 
-def _fold_of(case: Case) -> int:
-    return fold_of(case.title or case.text)
-
-
-def fold_of(text: str) -> int:
-    """The part, out of FOLDS, that a title or a request for none belongs to."""
-    return hashlib.md5(text.encode()).digest()[0] % FOLDS
-
-
-@cache
-def _hearings() -> list[Channel]:
-    known = pairs()
-    phones = len(pronunciations().phones)
-    return [
-        make_channel(*fit_hearing([pair for title, pair in known if fold_of(title) != held], phones))
-        for held in range(FOLDS)
-    ]
-
-
-def hearing_without(case: Case) -> Channel:
-    """What is misheard, learnt without the title of `case`: its own mishearings must not look better known than those
-    of titles that nobody has heard yet."""
-    return _hearings()[_fold_of(case)]
-
-
 def judged_out_of_fold(examples: Sequence[Example]) -> list[tuple[Example, bool, float]]:
     """Development requests, whether the candidate put first was meant, and its chance; the rules that say so were
     fitted without the request's title."""
     out: list[tuple[Example, bool, float]] = []
     for held in range(FOLDS):
-        others = [item for item in examples if _fold_of(item.case) != held]
+        others = [item for item in examples if fold_of_case(item.case) != held]
         rule = fit_rank(others)
         accept = fit_accept(list(judge(others, rule)))
         for item in examples:
-            if _fold_of(item.case) != held or item.source not in {"present", "absent"}:
+            if fold_of_case(item.case) != held or item.source not in {"present", "absent"}:
                 continue
             scored = ranked(item.rows, rule)
             item.trial.index.words.hearing = hearing_without(item.case)

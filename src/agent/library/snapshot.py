@@ -247,7 +247,15 @@ def index_mark() -> str:
     """Identifies the code a title index is packed by: an index packed by other code is packed again."""
     folder = resources.files("agent.library")
     digest = hashlib.sha256()
-    for name in ("title_index.py", "lexical.py", "phonetic.py", "pronunciation.json", "requests.py", "languages.json"):
+    for name in (
+        "title_index.py",
+        "lexical.py",
+        "phonetic.py",
+        "pronunciation.py",
+        "pronunciation.json",
+        "requests.py",
+        "languages.json",
+    ):
         digest.update(folder.joinpath(name).read_bytes())
     return digest.hexdigest()[:16]
 
