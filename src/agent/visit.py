@@ -117,9 +117,9 @@ class Visit:
 
     async def _run_steps(self) -> None:
         await self.prepare()
-        await self.connect()
-        await self.greet()
-        await self.converse()
+        if await self.connect():
+            await self.greet()
+            await self.converse()
 
     async def prepare(self) -> None:
         """Open what needs no room; the briefing starts here and nothing waits for it before the greeting."""
@@ -146,17 +146,18 @@ class Visit:
         if self.settings.budget_per_day:
             self.spawn(self.usage.load_earlier(), "earlier costs")
 
-    async def connect(self) -> None:
-        """Join the room and publish the one track."""
+    async def connect(self) -> bool:
+        """Join the room and publish the one track; False where another agent has them, and this one leaves."""
         single = {"auto": None, "true": True, "false": False}[self.settings.single_peer_connection]
         await self.ctx.connect(single_peer_connection=single)
         self.timeline.mark("connected")
         if self.attendance.second:
             self.leave("another agent was there first")
-            return
+            return False
         self.link.start()
         await self.speaker.publish(self.ctx.room)
         self.timeline.mark("published")
+        return True
 
     async def greet(self) -> None:
         """Say the recorded greeting as soon as the device listens; with what is known by then, waiting for nothing."""
