@@ -65,5 +65,5 @@ class IdleProcesses:
             await asyncio.sleep(_EVERY_S)
             try:
                 await self.adjust()
-            except Exception as error:
+            except Exception as error:  # whatever a process ends with, the others are looked after
                 log.error("a warm process did not end well", exc_info=error)
