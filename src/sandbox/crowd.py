@@ -29,6 +29,7 @@ from sandbox.processes import Line, ManagedProcess, plain_environment
 DEVICES_A_PROCESS = 6
 """More rooms starve the SDK of one process: every event of each is queued for all."""
 _QUIET = 1.0
+_JOIN_DEADLINE = 45.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class _Visitor:
     async def _one(self, stay: Stay) -> None:
         device = Device(self._server, agent_name=self._agent_name, frame_ms=20)
         try:
-            await device.join(timeout=self._patience)
+            await device.join(timeout=_JOIN_DEADLINE)
             self._tell("joined")
             await self._talk_for(device, stay)
         except (TimeoutError, RuntimeError) as error:  # rtc.ConnectError is a RuntimeError of the SDK's
