@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -30,6 +31,9 @@ TEXT: Final = st.text(max_size=40) | st.sampled_from(
 """Texts of every script, and those that have harmed others."""
 
 NUMBERS: Final = st.integers() | st.floats() | st.sampled_from([0, -1, 2**63, 10**400, 1e308, 0.5, True])
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end."""
 
 JSON: Final = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXT,

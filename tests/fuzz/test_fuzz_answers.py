@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from fuzz_support import JSON, TEXT, Answering, fuzz, http, objects
+from fuzz_support import JSON, TEXT, Answering, Run, fuzz, http, objects
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter
@@ -63,22 +62,6 @@ ANSWERS = st.builds(lambda status, body, headers: http(status, body, *headers), 
     st.builds(lambda body, cut: http(200, body)[:-cut], BODIES, st.integers(1, 30)),
     st.binary(max_size=80).map(lambda data: b"HTTP/1.1 200 OK\r\n" + data),
 )
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with asyncio.Runner() as runner:
-        yield runner.run
-
-
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Answering]:
-    server = Answering()
-    run(server.__aenter__())
-    yield server
-    run(server.__aexit__(None, None, None))
 
 
 async def refused(call: Coroutine[Any, Any, Any]) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from fuzz_support import JSON, TEXT, Answering, fuzz, http, objects
+from fuzz_support import JSON, TEXT, Answering, Run, fuzz, http, objects
 from hypothesis import example, given
 from hypothesis import strategies as st
 from livekit.agents import llm
@@ -67,27 +65,11 @@ ANSWERS = (
     | st.binary(max_size=100)
 )
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
 
 def said(*contents: object) -> bytes:
     chunks = [{"id": "c1", "choices": [{"index": 0, "delta": {"content": content}}]} for content in contents]
     body = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
     return http(200, body + b"data: [DONE]\n\n", "Content-Type: text/event-stream")
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with asyncio.Runner() as runner:
-        yield runner.run
-
-
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Answering]:
-    server = Answering()
-    run(server.__aenter__())
-    yield server
-    run(server.__aexit__(None, None, None))
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,16 @@ from sandbox.faults import Fault
 from sandbox.manager_api import DEMO_MAC, Call
 from sandbox.processes import WorkerProcess
 from sandbox.providers import ProviderServer
-from sandbox.replies import Rules, text_of
+from sandbox.replies import text_of
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import AGAIN, ANSWERS, HELLO, StartWorld, greeted, small_talk, talk
 
 pytestmark = pytest.mark.timeout(280)
-
-HELLO, AGAIN = "hello there little friend", "tell me more"
-ANSWERS = {HELLO: "Hello my friend!", AGAIN: "There is more."}
 
 
 @pytest.fixture
 async def providers() -> AsyncIterator[ProviderServer]:
-    script = Rules(said=[("hello", ANSWERS[HELLO]), ("more", ANSWERS[AGAIN])], otherwise="Oh.")
-    async with ProviderServer(script=script, sentences=[HELLO, AGAIN]) as server:
+    async with small_talk() as server:
         server.mem0.key_field = "outbox_key"
         yield server
 
@@ -39,22 +35,11 @@ def env(providers: ProviderServer, **more: str) -> dict[str, str]:
     return {**provider_settings(providers), **memory_settings(providers), **more}
 
 
-async def greeted(world: World, mac: str = DEMO_MAC) -> Device:
+async def arrived(world: World, mac: str = DEMO_MAC) -> Device:
     device = world.device(mac=mac)
     await device.join()
-    await device.wait_for_state("speaking", timeout=30)
-    await device.wait_for_state("listening", timeout=30)
+    await greeted(device)
     return device
-
-
-async def talk(device: Device, words: str) -> None:
-    """Say it and hear the answer to its end."""
-    before = len(device.messages)
-    await device.say(words)
-    await device.wait_for_message("speech_created", after=before, timeout=40)
-    await device.wait_for_state("speaking", after=before, timeout=30)
-    spoken = len(device.messages)
-    await device.wait_for_state("listening", after=spoken, timeout=30)
 
 
 def told(providers: ProviderServer, call: int) -> str:
@@ -76,14 +61,14 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
     providers.mem0.remember(user_id(DeviceMac(other)), "The child has a dog called Bruno.")
     providers.mem0.search_behaviour.first = 0.3
     world = await start_world(env=env(providers), warm=2)
-    device = await greeted(world)
+    device = await arrived(world)
     await talk(device, HELLO)
     assert "Mimi" in told(providers, 0), "300 ms are waited for"
     await device.leave()
 
     # Longer than the greeting and the first words of the child take together.
     providers.mem0.search_behaviour.first = 9.0
-    device = await greeted(world, other)
+    device = await arrived(world, other)
     first = len(providers.chat.calls)
     await talk(device, HELLO)
     assert "Bruno" not in told(providers, first), "9 s are not"
@@ -104,11 +89,11 @@ async def test_nothing_is_lost_when_everything_is_down_and_the_worker_is_killed(
     assert manager is not None
     manager.fail(Fault.ERROR, Call.CHAT_REPORT)
     providers.mem0.add_behaviour.fail(Fault.HANG)
-    device = await greeted(world)
+    device = await arrived(world)
     await talk(device, HELLO)
     await device.leave()
     await visit_ended(world)
-    device = await greeted(world)
+    device = await arrived(world)
     await talk(device, AGAIN)
     # Two greetings, two questions, two answers, and what the first visit leaves to remember.
     for _ in range(100):
@@ -138,7 +123,7 @@ async def test_a_provider_that_fails_is_told_in_words_and_the_visit_goes_on(
     start_world: StartWorld, providers: ProviderServer, service: str, fault: Fault
 ) -> None:
     world = await start_world(env=env(providers))
-    device = await greeted(world)
+    device = await arrived(world)
     providers.behaviours[service].fail(fault)
     before = len(device.messages)
     await device.say(HELLO)
@@ -183,12 +168,12 @@ async def test_words_before_the_session_is_ready_are_answered(
 
 async def test_a_child_that_comes_back_is_known(start_world: StartWorld, providers: ProviderServer) -> None:
     world = await start_world(env=env(providers), warm=2)
-    device = await greeted(world)
+    device = await arrived(world)
     await talk(device, HELLO)
     await device.leave()
     await visit_ended(world)
     before = len(providers.chat.calls)
-    back = await greeted(world)
+    back = await arrived(world)
     await talk(back, AGAIN)
     assert HELLO in told(providers, before)
     assert ANSWERS[HELLO] in told(providers, before)
@@ -203,7 +188,7 @@ async def test_realtime_goes_on_after_its_socket_was_dropped(
 ) -> None:
     settings = env(providers, CONVERSATION_MODE="realtime", REALTIME_BASE_URL=providers.v1, OPENAI_API_KEY="sandbox")
     world = await start_world(env=settings)
-    device = await greeted(world)
+    device = await arrived(world)
     await talk(device, HELLO)
     await providers.realtime.drop_connections()
     await device.wait_for_silence(1.0)

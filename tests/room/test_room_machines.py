@@ -20,20 +20,16 @@ from sandbox.manager_api import DEMO_MAC
 from sandbox.processes import WorkerProcess
 from sandbox.providers import ProviderServer
 from sandbox.redis_server import RedisServer
-from sandbox.replies import Rules, text_of
+from sandbox.replies import text_of
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import AGAIN, ANSWERS, HELLO, StartWorld, greeted, small_talk, talk
 
 pytestmark = pytest.mark.timeout(280)
-
-HELLO, AGAIN = "hello there little friend", "tell me more"
-ANSWERS = {HELLO: "Hello my friend!", AGAIN: "There is more."}
 
 
 @pytest.fixture
 async def providers() -> AsyncIterator[ProviderServer]:
-    script = Rules(said=[("hello", ANSWERS[HELLO]), ("more", ANSWERS[AGAIN])], otherwise="Oh.")
-    async with ProviderServer(script=script, sentences=[HELLO, AGAIN]) as server:
+    async with small_talk() as server:
         yield server
 
 
@@ -47,21 +43,6 @@ async def machines(
     async with WorkerProcess({**world._environment(), "STATE_DIR": str(tmp_path / "state")}, cwd=tmp_path) as second:
         await second.wait_until_ready(warm=1)
         yield world, second
-
-
-async def greeted(device: Device) -> None:
-    await device.wait_for_state("speaking", timeout=40)
-    await device.wait_for_state("listening", timeout=30)
-
-
-async def talk(device: Device, words: str) -> None:
-    """Say it and hear the answer to its end."""
-    before = len(device.messages)
-    await device.say(words)
-    await device.wait_for_message("speech_created", after=before, timeout=40)
-    await device.wait_for_state("speaking", after=before, timeout=30)
-    spoken = len(device.messages)
-    await device.wait_for_state("listening", after=spoken, timeout=30)
 
 
 async def kept(device: Device, redis: RedisServer, words: str) -> None:

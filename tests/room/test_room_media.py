@@ -24,7 +24,7 @@ from sandbox.providers import ProviderServer
 from sandbox.replies import Rules, ToolCall
 from sandbox.vanishing import VanishingDevice
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import StartWorld, greeted
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -90,11 +90,10 @@ def titles(device: Device, kind: str) -> int:
     return sum(message.type == f"music_playback_{kind}" for message in device.messages)
 
 
-async def greeted(world: World) -> Device:
+async def arrived(world: World) -> Device:
     device = world.device(mac=DEMO_MAC)
     await device.join()
-    await device.wait_for_state("speaking", timeout=20)
-    await device.wait_for_state("listening", timeout=20)
+    await greeted(device)
     return device
 
 
@@ -109,7 +108,7 @@ async def test_a_story_is_played_held_while_the_child_speaks_paused_gone_on_with
     world: World, providers: ProviderServer
 ) -> None:
     story = sound_of(STORY)
-    device = await greeted(world)
+    device = await arrived(world)
 
     await device.say(PLAY)
     started = await device.wait_for_message("music_playback_started", timeout=30)
@@ -164,7 +163,7 @@ def loud_end(device: Device, seconds: float) -> NDArray[np.int16]:
 
 
 async def test_the_parents_app_plays_the_button_stops_and_hostile_messages_do_no_harm(world: World) -> None:
-    device = await greeted(world)
+    device = await arrived(world)
 
     def wish(name: str, **arguments: str) -> dict[str, object]:
         call = {"name": name, "arguments": arguments}

@@ -19,21 +19,18 @@ from sandbox.manager_api import DEMO_MAC, ManagerApi
 from sandbox.manager_api import Device as Registered
 from sandbox.processes import REPO, WorkerProcess
 from sandbox.providers import ProviderServer
-from sandbox.replies import Rules
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import AGAIN, ANSWERS, HELLO, StartWorld, greeted, small_talk
+from world_support import talk as speak_and_hear
 
 pytestmark = pytest.mark.timeout(280)
 
-HELLO, AGAIN = "hello there little friend", "tell me more"
-ANSWERS = {HELLO: "Hello my friend!", AGAIN: "There is more."}
 GOODBYE = "Goodbye! See you soon."
 
 
 @pytest.fixture
 async def providers() -> AsyncIterator[ProviderServer]:
-    script = Rules(said=[("hello", ANSWERS[HELLO]), ("more", ANSWERS[AGAIN])], otherwise="Oh.")
-    async with ProviderServer(script=script, sentences=[HELLO, AGAIN]) as server:
+    async with small_talk() as server:
         yield server
 
 
@@ -41,20 +38,9 @@ def settings(providers: ProviderServer) -> dict[str, str]:
     return {"STT_BASE_URL": providers.v1, "LLM_BASE_URL": providers.v1, "TTS_BASE_URL": providers.v1}
 
 
-async def greeted(device: Device) -> None:
+async def arrived(device: Device) -> None:
     await device.join()
-    await device.wait_for_state("speaking", timeout=60)
-    await device.wait_for_state("listening", timeout=30)
-
-
-async def spoken_with(device: Device, words: str) -> None:
-    """Say it and hear the answer to its end."""
-    before = len(device.messages)
-    await device.say(words)
-    await device.wait_for_message("speech_created", after=before, timeout=60)
-    await device.wait_for_state("speaking", after=before, timeout=60)
-    spoken = len(device.messages)
-    await device.wait_for_state("listening", after=spoken, timeout=60)
+    await greeted(device)
 
 
 async def at_once(talks: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -118,11 +104,11 @@ async def test_a_rolling_restart_loses_no_visit_and_no_line(tmp_path: Path, prov
 
         async def talk(device: Device, words: str) -> None:
             said[device.mac].append(words)
-            await spoken_with(device, words)
+            await speak_and_hear(device, words)
 
         workers = {name: await fleet.start(name) for name in ("a", "b")}
         there = devices[:4]
-        await at_once(greeted(device) for device in there)
+        await at_once(arrived(device) for device in there)
         await at_once(talk(device, HELLO) for device in there)
         for name, late in (("a", devices[4]), ("b", devices[5])):
             worker = workers[name]
@@ -130,7 +116,7 @@ async def test_a_rolling_restart_loses_no_visit_and_no_line(tmp_path: Path, prov
             worker.send_signal(signal.SIGTERM)
             await worker.wait_for_line(lambda line: line.event == "draining worker", timeout=30)
             assert (await worker.health("/ready"))[0] == 503
-            await greeted(late)
+            await arrived(late)
             assert not await fleet.of(worker, [late]), "a new room goes to the other worker"
             there = [*there, late]
             await at_once(talk(device, AGAIN) for device in there)
@@ -156,8 +142,8 @@ async def test_a_visit_that_outlasts_the_drain_hears_goodbye_and_is_kept(
 ) -> None:
     world = await start_world(env={**settings(providers), "DRAIN_TIMEOUT": "1"})
     device = world.device(mac=DEMO_MAC)
-    await greeted(device)
-    await spoken_with(device, HELLO)
+    await arrived(device)
+    await speak_and_hear(device, HELLO)
     before = len(device.messages)
     world.worker.send_signal(signal.SIGTERM)
     goodbye = await device.wait_for_message("speech_created", after=before, timeout=60)

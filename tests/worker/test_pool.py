@@ -17,7 +17,7 @@ from agent.pool import FAILURES, HANGING_S, PoolWatch
 from sandbox.device import Device
 from sandbox.processes import WorkerProcess, group_members
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import StartWorld, greeted
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -159,10 +159,9 @@ async def readiness(world: World, wanted: Callable[[int, dict[str, Any]], bool])
     raise AssertionError(f"not as wanted: {status} {report}")
 
 
-async def greeted(device: Device) -> None:
+async def arrived(device: Device) -> None:
     await device.join()
-    await device.wait_for_state("speaking", timeout=60)
-    await device.wait_for_state("listening", timeout=30)
+    await greeted(device)
 
 
 async def test_processes_that_hang_or_fail_are_told_put_off_and_begun_again(start_world: StartWorld) -> None:
@@ -170,7 +169,7 @@ async def test_processes_that_hang_or_fail_are_told_put_off_and_begun_again(star
     stopped = forkserver(world)
     os.kill(stopped, signal.SIGSTOP)
     first, second, third = world.device(), world.device(), world.device()
-    await greeted(first)  # by the warm process
+    await arrived(first)  # by the warm process
     report = await readiness(world, lambda status, report: "processes" in report["problems"])
     assert "has been starting for" in report["problems"]["processes"]
     await second.join()
@@ -204,7 +203,7 @@ async def test_processes_that_hang_or_fail_are_told_put_off_and_begun_again(star
 async def test_processes_that_are_stuck_or_lose_their_worker_end_and_the_visit_goes_on(start_world: StartWorld) -> None:
     world = await start_world(warm=2, env={"JOB_STUCK_TIMEOUT": "5"})
     device = world.device()
-    await greeted(device)
+    await arrived(device)
     await world.worker.wait_for_line(lambda line: line.event == "greeting finished", timeout=20)
     visit = visit_process(world)
     (warm, *_) = room_processes(world) - {visit}

@@ -16,7 +16,7 @@ from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import WorkerProcess
 from sandbox.world import World
-from world_support import StartWorld
+from world_support import StartWorld, greeted
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.timeout(240)
 def visit_process(world: World) -> int:
     """The process of the latest visit, as its log names it."""
     return int(world.worker.events("greeting finished")[-1].fields["pid"])
-
-
-async def greeted(device: Device) -> None:
-    await device.wait_for_state("speaking", timeout=60)
-    await device.wait_for_state("listening", timeout=30)
 
 
 async def test_a_device_that_came_before_any_worker_is_greeted() -> None:
