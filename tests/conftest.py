@@ -7,19 +7,25 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from agent.library import model_files
 from agent.redis_client import connect
+from agent.settings import Settings
 from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
-from sandbox.processes import RUN_MARKER, marked_processes
+from sandbox.processes import REPO, RUN_MARKER, marked_processes
 from sandbox.redis_server import HOW_TO_GET as HOW_TO_GET_REDIS
 from sandbox.redis_server import RedisServer, find_redis_server
 from sandbox.world import World
 from world_support import StartWorld
+
+# Outside the tests' temporary folders, so that the 84 MB are fetched once; TEST_MODEL_DIR names another place.
+MODELS = Path(os.environ.get("TEST_MODEL_DIR") or REPO / ".state" / "models")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +44,13 @@ async def livekit_server() -> AsyncIterator[LiveKitServer]:
     """A LiveKit server for all tests; each uses rooms of its own. Workers that take every room get their own world."""
     async with LiveKitServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """MODEL_DIR with the real embedding model in it, fetched and built once and kept between runs."""
+    model_files.ensure(Settings(_env_file=None, model_dir=MODELS))  # type: ignore[call-arg]
+    return MODELS
 
 
 @pytest.fixture(scope="session")

@@ -266,11 +266,14 @@ async def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "peeked", "problems"),
     [
-        (100, False, {"cache": "Unavailable"}),  # not even the shared-memory file fits
-        (40_000, True, {}),  # what is there can be read, and nothing be added
+        (100, False, [{"cache": "Unavailable"}]),  # not even the shared-memory file fits
+        # What is there can be read, and nothing be added: the second look may meet a write that is being undone.
+        (40_000, True, [{}, {"cache": "Unavailable"}]),
     ],
 )
-async def test_a_full_disk(tmp_path: Path, spawn: Spawn, limit: int, peeked: bool, problems: dict[str, str]) -> None:
+async def test_a_full_disk(
+    tmp_path: Path, spawn: Spawn, limit: int, peeked: bool, problems: list[dict[str, str]]
+) -> None:
     async with ManagerApi() as api:
         async with desk_for(api, tmp_path, clock=time.time) as desk:
             await desk.fetch()
@@ -279,7 +282,9 @@ async def test_a_full_disk(tmp_path: Path, spawn: Spawn, limit: int, peeked: boo
         output, _ = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 0
         assert b"briefing cache cannot be used" in output
-        assert json.loads(output.splitlines()[-1]) == {"peeked": peeked, "sources": ["live"], "problems": problems}
+        told = json.loads(output.splitlines()[-1])
+        assert (told["peeked"], told["sources"]) == (peeked, ["live"])
+        assert told["problems"] in problems
         cache = SqliteCache(tmp_path / FILE_NAME, scope=api.url, max_age=30 * DAY)
         assert "a long prompt" not in (await cache.read(MAC))[Part.PROMPT].body
         await cache.aclose()

@@ -140,14 +140,13 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def loaded(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Settings:
     state = tmp_path_factory.mktemp("playback")
-    models = Path(__file__).parents[2] / ".state" / "models"
     shutil.copytree(SAMPLE, state / "catalogue")
     settings = Settings(  # type: ignore[call-arg]
         _env_file=None,
         state_dir=state,
-        model_dir=models if models.exists() else state / "models",
+        model_dir=model_dir,
         catalogue_dir=state / "catalogue",
     )
     assert catalogue.run(["load", str(SAMPLE)], settings) == 0

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from livekit.agents.utils.aio import cancel_and_wait
 from room_support import memory_settings, own_errors, provider_settings
 
 from agent.conversation.resume_redis import RedisResumeStore
@@ -61,6 +62,16 @@ def greetings(worker: WorkerProcess) -> int:
     return len(worker.events("greeting finished"))
 
 
+async def who_greets_first(one: WorkerProcess, other: WorkerProcess) -> tuple[WorkerProcess, WorkerProcess]:
+    """Both, the one that has greeted a device before the other."""
+    waits = [
+        asyncio.create_task(worker.wait_until(lambda w=worker: greetings(w) > 0, timeout=60)) for worker in (one, other)
+    ]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    await cancel_and_wait(*waits)
+    return (one, other) if greetings(one) else (other, one)
+
+
 async def test_a_machine_that_dies_takes_neither_visit_nor_words_with_it(
     machines: tuple[World, WorkerProcess], providers: ProviderServer, redis: RedisServer
 ) -> None:
@@ -69,18 +80,11 @@ async def test_a_machine_that_dies_takes_neither_visit_nor_words_with_it(
     device = world.device(mac=DEMO_MAC)
     await device.join()
     await greeted(device)
-    await asyncio.wait(
-        [
-            asyncio.ensure_future(worker.wait_until(lambda w=worker: greetings(w), timeout=60))
-            for worker in (world.worker, second)
-        ],
-        return_when=asyncio.FIRST_COMPLETED,
-    )
-    first, other = (world.worker, second) if greetings(world.worker) else (second, world.worker)
+    first, other = await who_greets_first(world.worker, second)
     full = world.device()
     await full.join()
     await greeted(full)
-    await other.wait_until(lambda: greetings(other), timeout=20, what="the other room")
+    await other.wait_until(lambda: greetings(other) > 0, timeout=20, what="the other room")
     assert greetings(first) == 1, "a machine that is full gets no room"
     await full.leave()
     await other.wait_until(lambda: other.events("visit ended"), timeout=40, what="the other room's end")

@@ -35,14 +35,11 @@ RATE = 24_000
 
 
 @pytest.fixture(scope="session")
-def loaded_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A STATE_DIR with the sample library in it, found by words alone."""
+def loaded_state(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    """A STATE_DIR with the sample library in it."""
     state = tmp_path_factory.mktemp("media-state")
-    settings = Settings(_env_file=None, state_dir=state)  # type: ignore[call-arg]
-    models = Path(__file__).parents[2] / ".state" / "models"
-    if not models.exists():
-        models = state / "models"
-    assert catalogue.run(["load", str(SAMPLE)], settings.model_copy(update={"model_dir": models})) == 0
+    settings = Settings(_env_file=None, state_dir=state, model_dir=model_dir)  # type: ignore[call-arg]
+    assert catalogue.run(["load", str(SAMPLE)], settings) == 0
     return state
 
 
@@ -60,14 +57,13 @@ async def providers() -> AsyncIterator[ProviderServer]:
 
 
 @pytest.fixture
-def env(providers: ProviderServer, loaded_state: Path, tmp_path: Path) -> dict[str, str]:
+def env(providers: ProviderServer, loaded_state: Path, model_dir: Path, tmp_path: Path) -> dict[str, str]:
     """Settings of a worker with the sample library."""
     state = tmp_path / "state"
     shutil.copytree(loaded_state, state, symlinks=True)
-    models = Path(__file__).parents[2] / ".state" / "models"
     return {
         "STATE_DIR": str(state),
-        "MODEL_DIR": str(models if models.exists() else state / "models"),
+        "MODEL_DIR": str(model_dir),
         "CATALOGUE_DIR": str(SAMPLE),
         **provider_settings(providers),
     }
