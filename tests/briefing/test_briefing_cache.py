@@ -267,7 +267,8 @@ async def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     ("limit", "peeked", "problems"),
     [
         (100, False, [{"cache": "Unavailable"}]),  # not even the shared-memory file fits
-        # What is there can be read, and nothing be added: the second look may meet a write that is being undone.
+        # What is there can be read, and nothing be added; writes go on behind the briefing, which tells of those that
+        # have failed by then.
         (40_000, True, [{}, {"cache": "Unavailable"}]),
     ],
 )
