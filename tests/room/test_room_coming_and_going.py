@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import AsyncExitStack
 
 import pytest
 from livekit.api import TwirpError
+from livekit.protocol.models import ParticipantInfo
 from room_support import heard_greeting, leftover_files, open_files, own_errors, private_mb, visit_ended
 
 from sandbox.device import random_mac
 from sandbox.processes import group_members
+from sandbox.vanishing import VanishingDevice
 from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(180)
@@ -44,16 +47,31 @@ async def test_a_device_that_leaves_during_the_connect(start_world: StartWorld) 
     assert not own_errors(world)
 
 
-# Every room of a process hears every event of its others: more than a few devices in this one starve each other.
-@pytest.mark.parametrize("count", [3, 6])
-async def test_many_devices_at_once(start_world: StartWorld, count: int) -> None:
+async def test_three_devices_at_once(start_world: StartWorld) -> None:
     world = await start_world(warm=2)
-    devices = [world.device() for _ in range(count)]
+    devices = [world.device() for _ in range(3)]
     await asyncio.gather(*(device.join(timeout=40) for device in devices))
     await asyncio.gather(*(device.wait_for_sound(timeout=60) for device in devices))
     assert all(device.audio_tracks == 1 for device in devices)
     await asyncio.gather(*(device.leave() for device in devices))
-    await visit_ended(world, count, timeout=60)
+    await visit_ended(world, 3, timeout=60)
+
+
+async def test_more_devices_at_once_than_processes_wait(start_world: StartWorld) -> None:
+    world = await start_world(warm=2)
+    macs = [random_mac() for _ in range(6)]
+    rooms = [f"{uuid.uuid4()}_{mac.replace(':', '')}" for mac in macs]
+    async with AsyncExitStack() as stack:
+        # A process each: every room of a process hears every event of its others, and many starve each other.
+        devices = [VanishingDevice(world.server, mac=mac, room=room) for mac, room in zip(macs, rooms, strict=True)]
+        for device in devices:
+            await stack.enter_async_context(device)
+        await asyncio.gather(*(device.wait_for_mark("first_sound", timeout=90) for device in devices))
+        for room in rooms:
+            people = await world.server.participants(room)
+            agents = [person for person in people if person.kind == ParticipantInfo.Kind.AGENT]
+            assert [len(agent.tracks) for agent in agents] == [1]
+    await visit_ended(world, 6, timeout=60)
 
 
 async def test_two_visits_of_one_device_at_once(start_world: StartWorld) -> None:
