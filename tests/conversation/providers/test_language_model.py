@@ -17,7 +17,7 @@ REPLY = "Once upon a time there was a dragon who loved to sing all day."
 
 
 class Scene:
-    def __init__(self, *servers: ProviderServer, patience: float = 0.3) -> None:
+    def __init__(self, *servers: ProviderServer, patience: float = 1.0) -> None:
         self.failures: list[AllProvidersFailed] = []
         clients = [openai.LLM(model="m", base_url=s.v1, api_key="x") for s in servers]
         self.clients = clients
