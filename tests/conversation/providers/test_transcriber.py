@@ -35,7 +35,7 @@ class Scene:
             detector,
             on_failed=self.failures.append,
             on_speech=self._speech,
-            patience=0.4,
+            patience=1.0,
             deadline=1.5,
         )
 

@@ -24,7 +24,7 @@ class Scene:
         self.voice = SteadyTTS(
             Lineup("voice", [(str(i), client) for i, client in enumerate(clients)]),
             on_failed=self.failures.append,
-            patience=0.4,
+            patience=1.0,
             deadline=1.5,
             sound_gap=0.3,
         )
