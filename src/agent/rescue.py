@@ -18,13 +18,13 @@ from typing import Any, Final, Protocol
 import aiohttp
 import structlog
 from livekit import api
-from livekit.agents.utils.aio import cancel_and_wait
 from livekit.protocol.models import ParticipantInfo
 
 from agent.device.identity import identify_room
 from agent.errors import IdentityError
 from agent.serving import take_dead
 from agent.settings import Settings
+from agent.tasks import run_beside
 from agent.telemetry.meter import meter
 from agent.values import RESCUE
 
@@ -242,8 +242,8 @@ async def watch_rooms(
         claims = RedisClaims(settings.redis_url, name, ttl=CLAIM_TTL)
         heartbeats = beating = RedisHeartbeats(settings.redis_url, agents)
         stack.push_async_callback(beating.aclose)
-        stack.push_async_callback(cancel_and_wait, asyncio.create_task(beating.run(), name="heartbeats"))
+        run_beside(stack, beating.run(), "heartbeats")
     stack.push_async_callback(claims.aclose)
     rescuer = Rescuer(settings, livekit, claims, heartbeats, serving=serving, able=able)
-    stack.push_async_callback(cancel_and_wait, asyncio.create_task(rescuer.run(), name="rescuer"))
+    run_beside(stack, rescuer.run(), "rescuer")
     return rescuer

@@ -31,6 +31,7 @@ from agent.outbox.items import Deliverer
 from agent.pool import PooledServer
 from agent.rescue import watch_rooms
 from agent.settings import Settings
+from agent.tasks import run_beside
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.worker_telemetry import open_hub, outbox_source
 
@@ -130,8 +131,7 @@ async def start_background(settings: Settings, stack: AsyncExitStack, hub: Metri
     if hub is not None:
         hub.sources.append(outbox_source({home: courier.stats for home, courier in couriers.items()}))
     watcher = CatalogueWatcher(settings)
-    watching = asyncio.create_task(watcher.run(), name="catalogue watcher")
-    stack.push_async_callback(cancel_and_wait, watching)
+    run_beside(stack, watcher.run(), "catalogue watcher")
     stack.push_async_callback(watcher.aclose)
 
 
@@ -167,8 +167,7 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
         await start_background(settings, stack, hub)
         server = build_server(settings, state)
         running = asyncio.create_task(server.run(devmode=devmode), name="agent server")
-        keeping = asyncio.create_task(state.idle.run(), name="idle processes")
-        stack.push_async_callback(cancel_and_wait, keeping)
+        keeping = run_beside(stack, state.idle.run(), "idle processes")
         if settings.rescue_rooms:
             rescuer = await watch_rooms(
                 stack, settings, serving=state.rooms, agents=state.agents, able=state.can_rescue

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
@@ -19,6 +17,7 @@ from sandbox.bench_turn import Delays, providers
 from sandbox.footprint import cpu_seconds
 from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import REPO, WorkerProcess
+from sandbox.staged import Staged
 
 IDLE = 3
 MANY = 200
@@ -57,7 +56,7 @@ class Tested:
         return cpu_seconds(self.worker.pid)
 
 
-class Stage:
+class Stage(Staged):
     """Started in order, stopped in reverse, as an async context manager."""
 
     def __init__(self, *, delays: Delays | None = None, talk: bool = True) -> None:
@@ -68,21 +67,11 @@ class Stage:
         self.server: LiveKitServer
         self.folder: Path
 
-    async def __aenter__(self) -> Self:
-        try:
-            self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="toy-capacity-")))
-            self.server = await self._stack.enter_async_context(LiveKitServer(log_level="error"))
-            if self._talk:
-                self._base = await providers(self._stack, self._delays)
-        except BaseException:  # half a stage must not stay, whatever stopped the rest
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
+    async def _start(self) -> None:
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="toy-capacity-")))
+        self.server = await self._stack.enter_async_context(LiveKitServer(log_level="error"))
+        if self._talk:
+            self._base = await providers(self._stack, self._delays)
 
     async def worker(
         self, name: str, *, module: str | None = None, env: Mapping[str, str] | None = None, stack: AsyncExitStack

@@ -16,8 +16,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sandbox.audio import Pcm, speak
 from sandbox.bench_turn import MIC_RATE, SENTENCE, cut_to_loud
@@ -25,6 +24,7 @@ from sandbox.device import Device
 from sandbox.footprint import cpu_seconds
 from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import Line, ManagedProcess, plain_environment
+from sandbox.staged import Staged
 
 DEVICES_A_PROCESS = 6
 """More rooms starve the SDK of one process: every event of each is queued for all."""
@@ -71,7 +71,7 @@ class Mark:
 
 
 @dataclass
-class Crowd:
+class Crowd(Staged):
     """Devices spread over processes, as an async context manager: inside the block they are ready for `go()`.
 
     `patience` is how long, in seconds, a device waits for its greeting and for each answer.
@@ -84,34 +84,24 @@ class Crowd:
     _processes: list[ManagedProcess] = field(default_factory=list)
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
-    async def __aenter__(self) -> Self:
+    async def _start(self) -> None:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="toy-crowd-")))
-        try:
-            for first in range(0, len(self.members), DEVICES_A_PROCESS):
-                part = self.members[first : first + DEVICES_A_PROCESS]
-                plan = {
-                    "port": self.server.port,
-                    "agent_name": self.agent_name,
-                    "patience": self.patience,
-                    "first": first,
-                    "members": [asdict(member) for member in part],
-                }
-                path = folder / f"{first}.json"
-                path.write_text(json.dumps(plan))
-                command = [sys.executable, "-m", "sandbox.crowd", str(path)]
-                process = ManagedProcess(f"devices from {first}", command, env=plain_environment())
-                self._processes.append(await self._stack.enter_async_context(process))
-            for process in self._processes:
-                await process.wait_for_line(lambda line: line.text == "ready", timeout=60, what="readiness")
-        except BaseException:  # half a crowd must not stay, whatever stopped the rest
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
+        for first in range(0, len(self.members), DEVICES_A_PROCESS):
+            part = self.members[first : first + DEVICES_A_PROCESS]
+            plan = {
+                "port": self.server.port,
+                "agent_name": self.agent_name,
+                "patience": self.patience,
+                "first": first,
+                "members": [asdict(member) for member in part],
+            }
+            path = folder / f"{first}.json"
+            path.write_text(json.dumps(plan))
+            command = [sys.executable, "-m", "sandbox.crowd", str(path)]
+            process = ManagedProcess(f"devices from {first}", command, env=plain_environment())
+            self._processes.append(await self._stack.enter_async_context(process))
+        for process in self._processes:
+            await process.wait_for_line(lambda line: line.text == "ready", timeout=60, what="readiness")
 
     def go(self) -> None:
         """The word: every device begins."""

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import psutil
@@ -33,6 +32,7 @@ from sandbox.providers import ProviderServer
 from sandbox.qdrant_server import QdrantServer
 from sandbox.redis_server import RedisServer
 from sandbox.replies import Rules
+from sandbox.staged import Staged
 from sandbox.toxiproxy import Proxy, Toxiproxy
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Account:
 
 
 @dataclass
-class House:
+class House(Staged):
     """As an async context manager; the worker is ready when the block begins.
 
     `proxies` by service: manager, llm, stt, tts, elevenlabs, mem0, media, qdrant, redis (only with
@@ -98,19 +98,6 @@ class House:
         self._workers: list[WorkerProcess] = []
         self.worker: WorkerProcess
         self.folder: Path
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:  # half a house must not stay, whatever stopped the rest, a cancellation included
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
 
     async def _start(self) -> None:
         enter = self._stack.enter_async_context

@@ -90,7 +90,7 @@ class QdrantServer:
                 await site.start()
                 self.port = int(runner.addresses[0][1])
                 self._loop = asyncio.get_running_loop()
-            except BaseException as error:
+            except BaseException as error:  # whatever it was, the one who waits for `ready` must hear of it
                 problem.append(error)
                 raise
             finally:

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 from sandbox.manager_api import ManagerApi
 from sandbox.processes import REPO, WorkerProcess
+from sandbox.staged import Staged
 
 
-class World:
+class World(Staged):
     """Started in order, stopped in reverse, as an async context manager; nothing of it outlives the block.
 
     `server`, `manager` (None with `manager=False`), `worker` and `folder` (working and state directory of the worker)
@@ -48,14 +48,6 @@ class World:
         self.server: LiveKitServer
         self.worker: WorkerProcess
         self.folder: Path
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:  # half a world must not stay, whatever stopped the rest, a cancellation included
-            await self._stack.aclose()
-            raise
-        return self
 
     async def _start(self) -> None:
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="toy-world-")))
@@ -100,8 +92,3 @@ class World:
     async def _send_devices_away(self) -> None:
         for device in self._devices:
             await device.leave()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()

@@ -1,6 +1,7 @@
 """Processes for the cache's tests: `write FILE LANE COUNT` and `visit DIR URL SECRET BYTES`.
 
-`write` says each number once it is kept. `visit` fetches a briefing where no file may grow beyond BYTES.
+`write` says each number once it is kept; where another writer was faster for too long, which SQLite does not keep in
+turn, it tries again. `visit` fetches a briefing where no file may grow beyond BYTES.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from briefing_support import ROOM
 from agent.briefing.cache import SqliteCache
 from agent.briefing.desk import BriefingDesk
 from agent.briefing.profile import Part
+from agent.errors import Unavailable
 from agent.settings import Settings
 from agent.values import DeviceMac
 from sandbox.manager_api import DEMO_MAC
+
+ATTEMPTS = 10
 
 
 def mac_of(lane: int, number: int) -> DeviceMac:
@@ -32,7 +36,13 @@ def body_of(lane: int, number: int) -> str:
 async def write(path: Path, lane: int, count: int) -> None:
     cache = SqliteCache(path, scope="kill", max_age=1e9)
     for number in range(count):
-        await cache.put(mac_of(lane, number), Part.PROMPT, body_of(lane, number))
+        for attempt in range(ATTEMPTS):
+            try:
+                await cache.put(mac_of(lane, number), Part.PROMPT, body_of(lane, number))
+                break
+            except Unavailable:
+                if attempt == ATTEMPTS - 1:
+                    raise
         sys.stdout.write(f"{number}\n")
         sys.stdout.flush()
     await cache.aclose()

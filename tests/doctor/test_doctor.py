@@ -32,8 +32,8 @@ from agent.health import (
     memory_mb,
     most_idle,
 )
-from agent.outbox.home import file_store
-from agent.outbox.items import OutboxItem
+from agent.outbox.home import FORWARD, file_store, shared_store
+from agent.outbox.items import OutboxItem, OutboxStore
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.scrub import Scrubber
@@ -41,6 +41,7 @@ from sandbox.livekit_server import LiveKitServer
 from sandbox.manager_api import ManagerApi
 from sandbox.processes import REPO, free_port, plain_environment
 from sandbox.providers import ProviderServer
+from sandbox.redis_server import RedisServer
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-doctor-5ecret",
@@ -343,14 +344,32 @@ def test_as_many_rooms_as_the_default_has_fit_into_the_memory_they_are_made_for(
 def test_what_waits_too_long_in_the_outbox_is_told(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     assert check_outbox(settings).message == "empty"
-    store = file_store(settings)
-    try:
-        store.add([OutboxItem("chat", "lane", "{}", "key-1", time.time() - 900)])
-    finally:
-        store.close()
+    _put(file_store(settings), OutboxItem("chat", "lane", "{}", "key-1", time.time() - 900))
     found = check_outbox(settings)
     assert found.status == "warning"
     assert "15 minutes" in found.message
+
+
+def test_what_waits_too_long_in_redis_is_told_too(tmp_path: Path, redis: RedisServer) -> None:
+    settings = _settings(tmp_path, redis_url=redis.url)
+    _put(shared_store(settings), OutboxItem("chat", "lane", "{}", "key-1", time.time() - 900))
+    found = check_outbox(settings)
+    assert found.status == "warning"
+    assert "15 minutes" in found.message
+
+
+def test_what_waits_for_redis_is_told_too(tmp_path: Path, redis: RedisServer) -> None:
+    settings = _settings(tmp_path, redis_url=redis.url)
+    _put(file_store(settings), OutboxItem(FORWARD, "lane", "{}", "key-1", time.time() - 900))
+    assert check_outbox(settings).message.startswith("1 items wait, the oldest for 15 minutes")
+
+
+def _put(store: OutboxStore | None, item: OutboxItem) -> None:
+    assert store is not None
+    try:
+        store.add([item])
+    finally:
+        store.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

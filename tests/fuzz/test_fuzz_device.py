@@ -20,6 +20,7 @@ from agent.device.messages import DeviceAnswer, Incoming, Outgoing, parse
 from agent.errors import IdentityError, InvalidCall
 
 ME = "68:25:dd:bb:f3:a0"
+DEADLINE = 20.0
 KINDS = ("device_info", "agent_ready", "abort_playback", "end_prompt", "cleanup_request", "function_call", "mcp")
 KINDS += ("device_control_response", "function_response")
 WISHES = st.fixed_dictionaries(
@@ -66,10 +67,11 @@ class Packet:
 
 @dataclass
 class Room:
-    """A room in memory that takes nothing while `open` is not set."""
+    """A room in memory that takes nothing while `open` is not set; `asked` once something was to be published."""
 
     heard: list[Any] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def local_participant(self) -> Room:
@@ -82,6 +84,7 @@ class Room:
         self.heard.remove(callback)
 
     async def publish_data(self, payload: bytes | str, **_: Any) -> None:
+        self.asked.set()
         await self.open.wait()
 
 
@@ -125,15 +128,15 @@ def test_any_traffic_is_survived_and_nothing_piles_up(packets: list[Packet], rep
             for listener in list(room.heard):
                 listener(packet)
             now += step
-        await asyncio.sleep(0)
+        await asyncio.wait_for(room.asked.wait(), DEADLINE)
         assert len(link._running) <= MAX_RUNNING + MAX_ABORTS
         assert len(link._queue) <= MAX_QUEUED
         assert len(link.counts) <= 24
         assert len(link.calls._over) <= 256
         assert len(link.calls._pending) <= 1
         room.open.set()
-        await link.aclose()
-        await waiting
+        await asyncio.wait_for(link.aclose(), DEADLINE)
+        await asyncio.wait_for(waiting, DEADLINE)
         assert not link._running
         assert not loop_errors
 
@@ -146,18 +149,20 @@ def test_any_traffic_is_survived_and_nothing_piles_up(packets: list[Packet], rep
 @given(MESSAGES, st.sampled_from(["self_get_battery_status", "self_get_volume", "self_mute"]))
 def test_any_answer_ends_a_call_with_a_result(message: dict[str, Any], name: str) -> None:
     async def ask() -> None:
+        asked = asyncio.Event()
+
         async def send(_: Outgoing) -> None:
-            return
+            asked.set()
 
         calls = DeviceCalls(send, now=lambda: 1.0)
         call = asyncio.create_task(calls.call(name, deadline=60))
-        await asyncio.sleep(0)
+        await asyncio.wait_for(asked.wait(), DEADLINE)
         (request_id,) = calls._pending
         read = parse(encoded({**message, "request_id": request_id}), ME, ME)
         if isinstance(read, DeviceAnswer):
             calls.on_message(read)
         calls.close()
-        result = await call
+        result = await asyncio.wait_for(call, DEADLINE)
         if not isinstance(result, Failed | NoAnswer):
             BatteryOf.read(result.value)
             read_volume(result.value)

@@ -48,12 +48,9 @@ def private_mb(pid: int) -> float:
 
 
 def leftover_files(folder: Path) -> set[str]:
-    """Files below a folder, by their relative names; without those beside SQLite's, which come and go with its use."""
-    return {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(("-wal", "-shm"))
-    }
+    """Files below a folder, by their relative names; without those that SQLite keeps beside a database in use."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if name.removesuffix("-wal").removesuffix("-shm") not in found - {name}}
 
 
 def own_errors(world: World) -> list[str]:

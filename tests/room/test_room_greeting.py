@@ -29,6 +29,7 @@ async def _visit(world: World, **options: object) -> Device:
     return device
 
 
+@pytest.mark.alone
 async def test_the_greeting_arrives_whole_on_one_track_and_is_announced(start_world: StartWorld) -> None:
     world = await start_world()
     device = await _visit(world)

@@ -17,7 +17,10 @@ _FRAME = RATE // 20
 
 
 class AgentStub:
-    """Joins `room` as an agent would; `heard` is what it hears of the microphone, mono int16 at 16 kHz."""
+    """Joins `room` as an agent would; `heard` is what it hears of the microphone, mono int16 at 16 kHz.
+
+    `hears` is set by the first of it.
+    """
 
     def __init__(self, server: LiveKitServer, room: str) -> None:
         self.room = rtc.Room()
@@ -28,6 +31,7 @@ class AgentStub:
         self._recorder: asyncio.Task[None] | None = None
         self.received: asyncio.Queue[rtc.DataPacket] = asyncio.Queue()
         self.microphones: list[str] = []
+        self.hears = asyncio.Event()
 
     @property
     def heard(self) -> Pcm:
@@ -53,6 +57,7 @@ class AgentStub:
     async def _record(self, stream: rtc.AudioStream) -> None:
         async for event in stream:
             self._chunks.append(np.frombuffer(event.frame.data, np.int16).copy())
+            self.hears.set()
 
     async def play(self, samples: Pcm) -> None:
         """Play samples at RATE to their end."""

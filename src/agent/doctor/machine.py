@@ -13,7 +13,8 @@ from agent.doctor.checks import Check, Finding, failed, ok, skipped, warning
 from agent.greeting.bank import GreetingBank
 from agent.health import MB_OF_WORKER, MB_PER_ROOM, MB_PER_WARM_PROCESS, default_capacity, memory_mb, most_idle
 from agent.library import model_files
-from agent.outbox.home import file_store
+from agent.outbox.home import FORWARD, file_store, shared_store
+from agent.outbox.items import OutboxStats, OutboxStore
 from agent.settings import Settings
 from agent.state import private_dir
 
@@ -147,17 +148,23 @@ def check_memory(settings: Settings) -> Finding:
 
 
 def check_outbox(settings: Settings) -> Finding:
-    """Nothing waits for long, nothing was refused."""
-    if not (settings.state_dir / "outbox.db").exists():
+    """Nothing waits for long, nothing was refused, neither in this machine's file nor in Redis."""
+    stores: list[OutboxStore] = []
+    if (settings.state_dir / "outbox.db").exists():
+        stores.append(file_store(settings))
+    if (shared := shared_store(settings)) is not None:
+        stores.append(shared)
+    found: list[OutboxStats] = []
+    for store in stores:
+        try:
+            found.extend(store.stats(("chat", "memory", FORWARD)).values())
+        finally:
+            store.close()
+    if not found:
         return ok("empty")
-    store = file_store(settings)
-    try:
-        found = store.stats(("chat", "memory"))
-    finally:
-        store.close()
-    waiting = sum(view.depth for view in found.values())
-    oldest = max(view.oldest_age_s for view in found.values())
-    dead = sum(view.dead for view in found.values())
+    waiting = sum(view.depth for view in found)
+    oldest = max(view.oldest_age_s for view in found)
+    dead = sum(view.dead for view in found)
     if waiting and oldest > _OLD_S:
         return warning(
             f"{waiting} items wait, the oldest for {oldest / 60:.0f} minutes",

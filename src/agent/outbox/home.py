@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 Home = Literal["file", "redis"]
 
-_FORWARD: Final = "forward"
+FORWARD: Final = "forward"
 """The kind of an item in the file that is a whole item for Redis."""
 _FORWARDING: Final = CourierTiming(longest_delay_s=2.0)
 _WRITE_TIMEOUT: Final = 1.0
@@ -67,7 +67,7 @@ def open_couriers(settings: Settings, deliverers: Mapping[str, Deliverer]) -> di
     if shared is None:
         return {"file": OutboxCourier(file, deliverers)}
     forward = _Forwarder(shared)
-    forwarded = dict.fromkeys([*deliverers, _FORWARD], forward)
+    forwarded = dict.fromkeys([*deliverers, FORWARD], forward)
     return {"redis": OutboxCourier(shared, deliverers), "file": OutboxCourier(file, forwarded, timing=_FORWARDING)}
 
 
@@ -86,7 +86,7 @@ class SpooledOutbox:
         with self._lock:
             self._growing.update(item.key for item in items if item.hold_s)
             if self._spooling:
-                self._spooling = bool(self._file.stats([_FORWARD])[_FORWARD].depth)
+                self._spooling = bool(self._file.stats([FORWARD])[FORWARD].depth)
             if not self._spooling:
                 try:
                     return self._shared.add(items)
@@ -108,7 +108,7 @@ class _Forwarder:
         self._shared = shared
 
     async def __call__(self, item: OutboxItem) -> None:
-        inner, grows = _unwrapped(item) if item.kind == _FORWARD else (item, False)
+        inner, grows = _unwrapped(item) if item.kind == FORWARD else (item, False)
         await asyncio.to_thread(self._add, inner, grows)
 
     def _add(self, item: OutboxItem, grows: bool) -> None:
@@ -119,7 +119,7 @@ class _Forwarder:
 
 def _wrapped(item: OutboxItem, *, grows: bool) -> OutboxItem:
     inner = {"kind": item.kind, "body": item.body, "key": item.key, "hold_s": item.hold_s, "grows": grows}
-    return OutboxItem(_FORWARD, item.lane, json.dumps(inner), created_at=item.created_at)
+    return OutboxItem(FORWARD, item.lane, json.dumps(inner), created_at=item.created_at)
 
 
 def _unwrapped(item: OutboxItem) -> tuple[OutboxItem, bool]:
