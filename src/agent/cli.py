@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("doctor", "Look at everything that is needed, and say what is wrong and what to do: --json"),
         ("report", "How long things took, from the worker's logs: LOG… --by FLAG --plot FILE --json"),
         ("cost", "What devices have cost: --days N --by day|device|model --json"),
+        ("outbox", "What waits to be delivered and what was refused: list | retry"),
     ):
         commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("mem0").set_defaults(run=_mem0)
@@ -173,9 +174,16 @@ def _cost(arguments: Sequence[str]) -> int:
     return cost_report.run(arguments, load_settings())
 
 
+def _outbox(arguments: Sequence[str]) -> int:
+    from agent.outbox import command
+
+    return command.run(arguments, load_settings())
+
+
 _READ_THEIR_OWN: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "doctor": _doctor,
     "report": _report,
     "cost": _cost,
+    "outbox": _outbox,
 }
 """Commands with a parser of their own; what they load, they load themselves."""

@@ -1,4 +1,7 @@
-"""What one talking room costs, here and with a stock `AgentSession` on the same providers, both in the same minutes."""
+"""What one talking room costs, here and with a stock `AgentSession` on the same providers, both in the same minutes.
+
+Both children speak equally often: else a quicker answer is charged for the sentences that it leaves time for.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sandbox.footprint import busy_private_mb, cpu_by_process, cpu_seconds
 
 OURS, STOCK = "this worker", "stock AgentSession"
 _SLICE = 8.0
+"""Seconds, a turn in each."""
 
 
 async def measure(visits: int, slices: int) -> dict[str, Any]:
@@ -48,7 +52,9 @@ async def _visit(stage: Stage, tested: Tested, slices: int, memory: list[float])
     """CPU seconds a minute of the room's process in each slice, and of the whole worker."""
     pid = tested.worker.pid
     shares: list[float] = []
-    async with Crowd(stage.server, [Member([Stay(turns=-1, greeted=tested.ours)])], tested.agent_name) as crowd:
+    async with Crowd(
+        stage.server, [Member([Stay(turns=-1, greeted=tested.ours, every=_SLICE)])], tested.agent_name
+    ) as crowd:
         crowd.go()
         await crowd.wait_for("turn", 1, timeout=60)
         begun, first = time.monotonic(), cpu_seconds(pid)

@@ -38,7 +38,7 @@ class Stay:
 
     `hold`: afterwards it listens until told to stop. `leave_after` seconds from having joined it leaves, whatever it
     was at. `pause` seconds go by before the next visit. A room is closed when its device has left, unless `abandon`.
-    Not `greeted`: the agent does not speak first.
+    Not `greeted`: the agent does not speak first. Turns begin no more often than `every` seconds.
     """
 
     turns: int = 0
@@ -47,6 +47,7 @@ class Stay:
     pause: float = 0.0
     abandon: bool = False
     greeted: bool = True
+    every: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,13 @@ class _Visitor:
             for turn in count():
                 if turn == stay.turns:
                     break
+                next_turn = time.monotonic() + stay.every
                 await device.say(self._speech)
                 ended = time.monotonic()
                 heard = await device.wait_for_sound(after=ended, timeout=self._patience)
                 self._tell("turn", ms=(heard - ended) * 1000)
                 await device.wait_for_silence(_QUIET)
+                await asyncio.sleep(next_turn - time.monotonic())
             if stay.hold:
                 await asyncio.Event().wait()
         except TimeoutError as error:

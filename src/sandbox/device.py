@@ -285,7 +285,7 @@ class Device:
         if isinstance(speech, str):
             speech = await asyncio.to_thread(speak, speech, language, MIC_RATE)
         self._speech = np.concatenate([self._speech, speech])
-        await self._wait(lambda: self._speech.size == 0 or None, speech.size / MIC_RATE + 5, "the microphone to drain")
+        await self._wait(lambda: self._speech.size == 0, speech.size / MIC_RATE + 5, "the microphone to drain")
 
     async def send(self, message: Mapping[str, Any] | bytes, *, topic: str = "", reliable: bool = True) -> None:
         """Send a data message: a mapping as JSON, bytes as they are."""
@@ -382,7 +382,7 @@ class Device:
         return await self._wait(lambda: self.marks.get(mark), timeout, mark)
 
     async def wait_until(self, condition: Callable[[], T | None], *, timeout: float = 10.0, what: str = "it") -> T:
-        """The first value that is neither None nor False of a condition on this device. Raises DeviceTimeout."""
+        """The first true value of a condition on this device. Raises DeviceTimeout."""
         return await self._wait(condition, timeout, what)
 
     async def _wait(self, condition: Callable[[], T | None], timeout: float, what: str) -> T:
@@ -390,7 +390,7 @@ class Device:
         while True:
             changed = self._changed
             value = condition()
-            if value is not None and value is not False:
+            if value:
                 return value
             left = deadline - time.monotonic()
             if left <= 0:

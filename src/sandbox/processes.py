@@ -181,7 +181,7 @@ class ManagedProcess:
         )
 
     async def wait_until(self, condition: Callable[[], T | None], *, timeout: float, what: str = "it") -> T:
-        """The first value that is neither None nor False of a condition on `lines`, looked at after every line.
+        """The first true value of a condition on `lines`, looked at after every line.
 
         Raises ProcessFailed when the process ends first or `timeout` seconds are over.
         """
@@ -198,7 +198,7 @@ class ManagedProcess:
                     changed.clear()
                     ended = self._reader is None or not self._reader.is_alive()
                     value = condition()
-                    if value is not None and value is not False:
+                    if value:
                         return value
                     if ended:
                         raise ProcessFailed(f"{self.name} ended ({self.returncode}) before {what}:\n{self.tail()}")

@@ -26,6 +26,11 @@ def visit_process(world: World) -> int:
     return int(world.worker.events("greeting finished")[-1].fields["pid"])
 
 
+async def agents_in(world: World, device: Device) -> list[str]:
+    people = await world.server.participants(device.room_name)
+    return [person.identity for person in people if person.kind == api.ParticipantInfo.Kind.AGENT]
+
+
 async def test_a_device_that_came_before_any_worker_is_greeted() -> None:
     async with LiveKitServer() as server, Device(server) as device, World(server=server) as world:
         await device.wait_for_sound(timeout=60)
@@ -45,8 +50,7 @@ async def test_a_visit_that_is_killed_goes_on_in_another_process(start_world: St
     back = await device.wait_for_message("speech_created", after=before, timeout=60)
     assert back.data["text"] == "I'm back! Let's go on."
     await device.wait_for_state("speaking", after=before, timeout=20)
-    people = await world.server.participants(device.room_name)
-    assert len([person for person in people if person.kind == api.ParticipantInfo.Kind.AGENT]) == 1
+    assert len(await agents_in(world, device)) == 1
     await device.leave()
 
 
@@ -63,6 +67,25 @@ async def test_a_worker_that_is_killed_is_replaced(start_world: StartWorld) -> N
         back = await device.wait_for_message("speech_created", after=before, timeout=90)
         assert back.data["text"] == "I'm back! Let's go on."
         await device.leave()
+
+
+async def test_a_second_agent_in_a_room_leaves_it_to_the_first(start_world: StartWorld) -> None:
+    world = await start_world(env={"AGENT_NAME": "toy"}, warm=2)
+    device = world.device(agent_name="toy")
+    await device.join()
+    await greeted(device)
+    first = await agents_in(world, device)
+    async with world.server.client() as livekit:
+        again = api.CreateAgentDispatchRequest(room=device.room_name, agent_name="toy")
+        await livekit.agent_dispatch.create_dispatch(again)
+    await world.worker.wait_until(lambda: world.worker.events("visit ended"), timeout=30, what="the second's end")
+    (ended,) = world.worker.events("visit ended")
+    await device.wait_for_mark("agent_left", timeout=20)
+    assert "published" not in dict(ended.fields["marks"])
+    assert device.audio_tracks == 1
+    assert len(first) == 1
+    assert await agents_in(world, device) == first
+    await device.leave()
 
 
 async def test_only_one_of_many_claims_a_room(livekit_server: LiveKitServer) -> None:

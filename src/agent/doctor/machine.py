@@ -6,15 +6,17 @@ import asyncio
 import resource
 import shutil
 import tempfile
+from contextlib import ExitStack
 from typing import Final
 
 from agent.briefing.device_file import load_device_file
 from agent.doctor.checks import Check, Finding, failed, ok, skipped, warning
+from agent.errors import OutboxError
 from agent.greeting.bank import GreetingBank
 from agent.health import MB_OF_WORKER, MB_PER_ROOM, MB_PER_WARM_PROCESS, default_capacity, memory_mb, most_idle
 from agent.library import model_files
-from agent.outbox.home import FORWARD, file_store, shared_store
-from agent.outbox.items import OutboxStats, OutboxStore
+from agent.outbox.home import FORWARD, existing_stores
+from agent.outbox.items import DEAD_KEPT, OutboxStats
 from agent.settings import Settings
 from agent.state import private_dir
 
@@ -149,27 +151,30 @@ def check_memory(settings: Settings) -> Finding:
 
 def check_outbox(settings: Settings) -> Finding:
     """Nothing waits for long, nothing was refused, neither in this machine's file nor in Redis."""
-    stores: list[OutboxStore] = []
-    if (settings.state_dir / "outbox.db").exists():
-        stores.append(file_store(settings))
-    if (shared := shared_store(settings)) is not None:
-        stores.append(shared)
     found: list[OutboxStats] = []
-    for store in stores:
-        try:
-            found.extend(store.stats(("chat", "memory", FORWARD)).values())
-        finally:
-            store.close()
+    dead = 0
+    with ExitStack() as stack:
+        for home, store in existing_stores(settings).items():
+            stack.callback(store.close)
+            try:
+                found.extend(store.stats(("chat", "memory", FORWARD)).values())
+                dead += len(store.dead_items(DEAD_KEPT))
+            except OutboxError:
+                if home == "file":
+                    raise
+                # Redis has a check of its own, which says so; meanwhile the file stands in for it.
     if not found:
         return ok("empty")
     waiting = sum(view.depth for view in found)
     oldest = max(view.oldest_age_s for view in found)
-    dead = sum(view.dead for view in found)
     if waiting and oldest > _OLD_S:
         return warning(
             f"{waiting} items wait, the oldest for {oldest / 60:.0f} minutes",
             "see that a worker runs and that the Manager API and Mem0 answer",
         )
     if dead:
-        return warning(f"{dead} items were refused for ever", "look for outbox_item_refused in the worker's log")
+        return warning(
+            f"{dead} items were refused for ever",
+            "see: python -m agent outbox list; when the reason is mended: outbox retry",
+        )
     return ok(f"{waiting} items wait, none for long")

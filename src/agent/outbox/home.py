@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 Home = Literal["file", "redis"]
 
+FILE_NAME: Final = "outbox.db"
 FORWARD: Final = "forward"
 """The kind of an item in the file that is a whole item for Redis."""
 _FORWARDING: Final = CourierTiming(longest_delay_s=2.0)
@@ -30,7 +31,7 @@ _WRITE_TIMEOUT: Final = 1.0
 def file_store(settings: Settings, *, durable: bool = True) -> SqliteOutbox:
     """This machine's file; nothing is opened before its first use."""
     return SqliteOutbox(
-        settings.state_dir / "outbox.db",
+        settings.state_dir / FILE_NAME,
         max_age_s=settings.outbox_max_age,
         max_items=settings.outbox_max_items,
         durable=durable,
@@ -49,6 +50,16 @@ def shared_store(settings: Settings) -> OutboxStore | None:
         max_items=settings.outbox_max_items,
         timeout_s=_WRITE_TIMEOUT,
     )
+
+
+def existing_stores(settings: Settings) -> dict[Home, OutboxStore]:
+    """The file, where there is one already, and Redis, where it is set; to be closed by the caller."""
+    found: dict[Home, OutboxStore] = {}
+    if (settings.state_dir / FILE_NAME).exists():
+        found["file"] = file_store(settings)
+    if (shared := shared_store(settings)) is not None:
+        found["redis"] = shared
+    return found
 
 
 def writers_store(settings: Settings) -> OutboxSink:

@@ -152,3 +152,11 @@ class OutboxStore(OutboxSink, Protocol):
     def stats(self, kinds: Collection[str]) -> dict[str, OutboxStats]:
         """State of each of `kinds`."""
         ...
+
+    def dead_items(self, limit: int = 100) -> list[tuple[OutboxItem, str]]:
+        """The items set aside last, newest first, each with its reason."""
+        ...
+
+    def revive(self) -> int:
+        """Put everything set aside back at the end of its lane, for when its receiver has been mended; how many."""
+        ...

@@ -290,14 +290,12 @@ class RedisOutbox:
         }
 
     def dead_items(self, limit: int = 100) -> list[tuple[OutboxItem, str]]:
-        """The items set aside last, newest first, each with its reason."""
         return [
             (OutboxItem(kind, lane, body, key, float(created_at)), reason)
             for key, kind, lane, body, created_at, reason in _groups(self._run(_DEAD, limit), 6)
         ]
 
     def revive(self) -> int:
-        """Put everything set aside back at the end of its lane, for when its receiver has been mended; how many."""
         return int(self._run(_REVIVE))
 
     def close(self) -> None:

@@ -212,7 +212,6 @@ class SqliteOutbox:
         }
 
     def dead_items(self, limit: int = 100) -> list[tuple[OutboxItem, str]]:
-        """The items set aside last, newest first, each with its reason."""
         with self._reading() as db:
             rows = db.execute(
                 "SELECT kind, lane, body, key, created_at, reason FROM dead ORDER BY died_at DESC LIMIT ?", (limit,)
@@ -220,7 +219,6 @@ class SqliteOutbox:
         return [(OutboxItem(*row[:5]), row[5]) for row in rows]
 
     def revive(self) -> int:
-        """Put everything set aside back at the end of its lane, for when its receiver has been mended; how many."""
         now = self._clock()
         with self._transaction() as db:
             rows = db.execute("SELECT key, kind, lane, body, created_at FROM dead ORDER BY created_at, key").fetchall()
