@@ -80,11 +80,12 @@ async def test_a_second_agent_in_a_room_leaves_it_to_the_first(start_world: Star
         await livekit.agent_dispatch.create_dispatch(again)
     await world.worker.wait_until(lambda: world.worker.events("visit ended"), timeout=30, what="the second's end")
     (ended,) = world.worker.events("visit ended")
-    await device.wait_for_mark("agent_left", timeout=20)
     assert "published" not in dict(ended.fields["marks"])
     assert device.audio_tracks == 1
     assert len(first) == 1
-    assert await agents_in(world, device) == first
+    async with asyncio.timeout(20):
+        while await agents_in(world, device) != first:  # its connection ends after its visit
+            pass
     await device.leave()
 
 
