@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from agent.library import model_files
 from agent.redis_client import connect
@@ -23,6 +24,10 @@ from sandbox.redis_server import HOW_TO_GET as HOW_TO_GET_REDIS
 from sandbox.redis_server import RedisServer, find_redis_server
 from sandbox.world import World
 from world_support import StartWorld
+
+# How quick a machine is, is nobody's property.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Outside the tests' temporary folders, so that the 84 MB are fetched once; TEST_MODEL_DIR names another place.
 MODELS = Path(os.environ.get("TEST_MODEL_DIR") or REPO / ".state" / "models")

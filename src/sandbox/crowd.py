@@ -26,7 +26,7 @@ from sandbox.livekit_server import LiveKitServer
 from sandbox.processes import Line, ManagedProcess, plain_environment
 from sandbox.staged import Staged
 
-DEVICES_A_PROCESS = 6
+DEVICES_A_PROCESS = 4
 """More rooms starve the SDK of one process: every event of each is queued for all."""
 _QUIET = 1.0
 _JOIN_DEADLINE = 45.0
@@ -128,7 +128,7 @@ class Crowd(Staged):
 
     def marks(self, name: str | None = None, *, after: float = 0.0) -> list[Mark]:
         """What they have reported, of this name alone where one is given, since the monotonic time `after`."""
-        found = (_mark(line) for process in self._processes for line in list(process.lines))
+        found = (_mark(line) for process in self._processes for line in process.lines)
         return [mark for mark in found if mark and mark.at >= after and name in (None, mark.name)]
 
     def cpu_seconds(self) -> float:

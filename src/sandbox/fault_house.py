@@ -193,7 +193,7 @@ class House(Staged):
     def write_logs(self, path: Path) -> None:
         """What the workers have written, the killed ones' too."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(line.text for worker in self._workers for line in list(worker.lines)))
+        path.write_text("\n".join(line.text for worker in self._workers for line in worker.lines))
 
     async def settle(self, *, timeout: float = 90.0) -> None:
         """Wait until the worker is ready and its pool warm. Raises TimeoutError."""

@@ -99,12 +99,18 @@ class ManagedProcess:
         self.command = list(command)
         self.env = None if env is None else dict(env)
         self.cwd = cwd
-        self.lines: deque[Line] = deque(maxlen=_LINES_KEPT)
+        self._lines: deque[Line] = deque(maxlen=_LINES_KEPT)
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
+
+    @property
+    def lines(self) -> list[Line]:
+        """What it has written so far, as much of it as is kept."""
+        with self._lock:
+            return list(self._lines)
 
     @property
     def pid(self) -> int:
@@ -151,7 +157,9 @@ class ManagedProcess:
         with process.stdout as stream:
             for raw in stream:
                 text = raw.decode(errors="replace").rstrip("\n")
-                self.lines.append(Line(text, time.monotonic(), time.time(), _fields(text)))
+                line = Line(text, time.monotonic(), time.time(), _fields(text))
+                with self._lock:
+                    self._lines.append(line)
                 self._tell()
         process.wait()
         self._tell()
@@ -165,11 +173,11 @@ class ManagedProcess:
 
     def tail(self, count: int = 25) -> str:
         """The last lines it wrote."""
-        return "\n".join(line.text for line in list(self.lines)[-count:]) or "(it wrote nothing)"
+        return "\n".join(line.text for line in self.lines[-count:]) or "(it wrote nothing)"
 
     def events(self, event: str) -> list[Line]:
         """Every log line with this message."""
-        return [line for line in list(self.lines) if line.event == event]
+        return [line for line in self.lines if line.event == event]
 
     async def wait_for_line(self, matches: Callable[[Line], bool], *, timeout: float, what: str = "a line") -> Line:
         """The first line, past or future, that `matches`. `timeout` is in seconds.
@@ -177,7 +185,7 @@ class ManagedProcess:
         Raises ProcessFailed when the process ends first or the time is up.
         """
         return await self.wait_until(
-            lambda: next((line for line in list(self.lines) if matches(line)), None), timeout=timeout, what=what
+            lambda: next((line for line in self.lines if matches(line)), None), timeout=timeout, what=what
         )
 
     async def wait_until(self, condition: Callable[[], T | None], *, timeout: float, what: str = "it") -> T:

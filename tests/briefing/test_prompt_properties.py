@@ -70,7 +70,7 @@ CHILDREN = st.none() | st.builds(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(TEMPLATES, CHILDREN, st.lists(TEXTS, max_size=30))
 def test_a_prompt_always_comes_out_clean(template: str, child: Child | None, memories: list[str]) -> None:
     prompt = WRITER.write(template, child, memories)
@@ -85,7 +85,7 @@ def test_a_prompt_always_comes_out_clean(template: str, child: Child | None, mem
     assert WRITER.write(template, child, memories) == prompt
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS, st.lists(TEXTS, max_size=5))
 def test_no_value_opens_a_block_or_begins_a_line(name: str, memories: list[str]) -> None:
     text = WRITER.write("You talk to {{child_name}}.", Child(name), memories).text.split("your rules.", 1)[1]

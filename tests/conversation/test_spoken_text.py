@@ -161,7 +161,7 @@ pieces = st.sampled_from(
 texts = st.lists(pieces, max_size=14).map("".join) | st.text(max_size=30)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(texts, st.sampled_from(LANGUAGES), st.data())
 @example("5 < 3 [a](b", "en", None)
 def test_it_does_not_matter_how_a_text_is_cut(text: str, language: str, data: st.DataObject | None) -> None:
@@ -175,7 +175,7 @@ def test_it_does_not_matter_how_a_text_is_cut(text: str, language: str, data: st
     assert "".join(map(filtering.push, parts)) + filtering.flush() == whole
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(texts, st.sampled_from(LANGUAGES))
 def test_one_character_at_a_time_is_the_same(text: str, language: str) -> None:
     filtering = SpokenText(language)
@@ -188,7 +188,7 @@ prose = st.lists(
 ).map(" ".join)  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(prose, st.sampled_from(LANGUAGES))
 def test_no_letter_or_mark_of_any_script_is_lost(text: str, language: str) -> None:
     def kept(text: str) -> list[str]:
@@ -204,7 +204,7 @@ tame = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(tame, max_size=10).map(" ".join), st.sampled_from(LANGUAGES))
 def test_what_was_filtered_once_is_not_changed_again(text: str, language: str) -> None:
     once = spoken(text, language)

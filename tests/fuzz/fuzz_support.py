@@ -19,7 +19,6 @@ def fuzz(share: float = 1.0) -> settings:
     """Settings of one test, for `@fuzz()`; `share` makes costly ones shorter."""
     return settings(
         max_examples=max(5, round(EXAMPLES * share)),
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         print_blob=True,
     )

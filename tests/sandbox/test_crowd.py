@@ -19,8 +19,8 @@ async def test_every_device_reports_who_was_not_greeted_and_closes_its_room(live
     async with Crowd(livekit_server, [*waiting, *passing], "nobody", patience=5) as crowd:
         assert crowd.marks() == []
         crowd.go()
-        await crowd.wait_for("failed", DEVICES_A_PROCESS, timeout=60)
-        await crowd.finish(timeout=60)
+        await crowd.wait_for("failed", DEVICES_A_PROCESS, timeout=110)
+        await crowd.finish(timeout=110)
         failed = crowd.marks("failed")
         assert sorted(mark.member for mark in failed) == list(range(DEVICES_A_PROCESS))
         assert all("no sound" in mark.error for mark in failed)

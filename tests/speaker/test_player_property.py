@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from player_support import BLOCK, Clock, Log, Shelf, title
 
@@ -120,7 +120,7 @@ class Room:
         assert sum(not source.closed for source in self.shelf.sources) <= 2 + len(self.player._closing)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(st.lists(commands, min_size=5, max_size=40), st.integers(0, 9))
 def test_started_and_stopped_come_in_pairs_whatever_happens(steps: list[tuple[object, ...]], seed: int) -> None:
     async def visit() -> None:
