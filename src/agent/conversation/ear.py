@@ -12,7 +12,8 @@ from livekit.agents.utils.aio import cancel_and_wait
 from livekit.agents.voice import io
 
 SAMPLE_RATE = 16_000
-FRAME_MS = 20
+FRAME_MS = 32
+"""A window of the voice activity detector: one wake-up for each, and none waits for the next frame."""
 MAX_KEPT_SECONDS = 20.0
 
 log = structlog.get_logger(__name__)
