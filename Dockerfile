@@ -34,6 +34,6 @@ WORKDIR /app
 VOLUME /state
 EXPOSE 8081
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8081/live', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"HTTP_PORT\"]}/live', timeout=2)"]
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "agent", "start"]

@@ -44,7 +44,10 @@ def text_of(value: Any) -> str:
 
 def env_example() -> str:
     """Every setting with its meaning; defaults are commented out."""
-    lines = ["# Copy to .env. What is set in the environment wins. Lines that are commented out show the defaults."]
+    lines = [
+        "# Copy to .env. What is set in the environment wins. Lines that are commented out show the default, or an",
+        "# example where there is none.",
+    ]
     for heading, names in sections().items():
         lines += ["", f"# --- {heading}"]
         for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import SettingsError, ToyError
-from agent.settings import Settings, load_settings
+from agent.settings import Settings, load_settings, misspelt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser.parse_known_args(given)
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return int(args.run(load_settings(), args))
+        settings = load_settings()
+        for line in misspelt():
+            print(line, file=sys.stderr)
+        return int(args.run(settings, args))
     except SettingsError as error:
         print(f"The configuration is wrong:\n{error}", file=sys.stderr)
         return 2

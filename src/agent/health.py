@@ -15,6 +15,7 @@ from aiohttp import web
 from livekit.agents import AgentServer
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from agent.errors import SettingsError
 from agent.idle import IdleProcesses
 from agent.pool import PoolWatch
 from agent.process import read_problems
@@ -221,7 +222,14 @@ class HealthServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._settings.http_host, self._settings.http_port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise SettingsError(
+                f"HTTP_PORT: {self._settings.http_port} cannot be listened on at {self._settings.http_host}: "
+                f"{os.strerror(error.errno or 0)}. Example: HTTP_PORT=8081, or 0 for any that is free"
+            ) from None
         self.port = self._runner.addresses[0][1]
         return self
 

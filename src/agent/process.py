@@ -22,6 +22,7 @@ from livekit import rtc
 from livekit.agents import JobProcess
 from livekit.agents.vad import VAD
 
+from agent.briefing.device_file import load_device_file
 from agent.briefing.prompt import PromptWriter
 from agent.conversation.providers import ProviderPlan
 from agent.conversation.turn_taking import load_vad
@@ -115,6 +116,8 @@ def _load() -> Shared:
     library = part("library", lambda: services.prepare(settings), None)
     plan = part("providers", lambda: ProviderPlan(settings), None)
     writer = part("prompt", lambda: PromptWriter(token_budget=settings.prompt_token_budget), None)
+    if (path := settings.device_file) is not None:
+        part("device file", lambda: load_device_file(path), None)
     if settings.mcp_servers:
         part("mcp", lambda: importlib.import_module("agent.conversation.mcp_tools"), None)
     return Shared(settings, bank, vad, library, plan, writer, parts_ms, problems)

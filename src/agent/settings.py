@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent.errors import SettingsError
 from agent.prices import LIST_PRICES, Price, parse_prices
 from agent.values import rollout_bucket
+
+_ALIKE: Final = 0.85
+"""How much a name must be like a setting's to be taken for it misspelt (difflib's ratio)."""
 
 
 class Rollout:
@@ -328,6 +333,20 @@ def load_settings(env_file: str | Path | None = ".env") -> Settings:
         raise SettingsError(f"{env_file}: is not UTF-8 text") from None
     except OSError as error:
         raise SettingsError(f"{env_file}: cannot be read: {error.strerror}") from None
+
+
+def misspelt(env_file: str | Path = ".env") -> list[str]:
+    """A line for each name in the file that is no setting but much like one; other programs' names are let be."""
+    try:
+        given = dotenv_values(env_file)
+    except (OSError, UnicodeDecodeError):
+        return []
+    known = [name.upper() for name in Settings.model_fields]
+    lines = []
+    for name in given:
+        if name.upper() not in known and (like := get_close_matches(name.upper(), known, 1, _ALIKE)):
+            lines.append(f"{name} in {env_file} is no setting and has no effect: did you mean {like[0]}?")
+    return lines
 
 
 def _explain(item: Any) -> str:

@@ -22,7 +22,7 @@ from agent.briefing.mem0_process import Mem0Process, open_memory, self_hosted
 from agent.conversation.history import chat_deliverer, memory_deliverer
 from agent.conversation.turn_taking import noise_cancellation
 from agent.device.identity import identify_room
-from agent.errors import IdentityError
+from agent.errors import IdentityError, SettingsError
 from agent.health import HealthServer, WorkerState
 from agent.library.watcher import CatalogueWatcher
 from agent.livekit_server import supports_single_peer_connection
@@ -31,6 +31,7 @@ from agent.outbox.items import Deliverer
 from agent.pool import PooledServer
 from agent.rescue import watch_rooms
 from agent.settings import Settings
+from agent.state import private_dir
 from agent.tasks import run_beside
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.worker_telemetry import open_hub, outbox_source
@@ -135,6 +136,16 @@ async def start_background(settings: Settings, stack: AsyncExitStack, hub: Metri
     stack.push_async_callback(watcher.aclose)
 
 
+def require_state_dir(settings: Settings) -> None:
+    """Make STATE_DIR. Raises SettingsError where it cannot be."""
+    try:
+        private_dir(settings.state_dir)
+    except OSError as error:
+        raise SettingsError(
+            f"STATE_DIR: {settings.state_dir} cannot be made or owned: {error.strerror}. Example: STATE_DIR=.state"
+        ) from None
+
+
 async def serve(settings: Settings, *, devmode: bool = False) -> int:
     """Run until SIGTERM or SIGINT; a second signal ends at once. Returns the exit code.
 
@@ -142,6 +153,7 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
     SettingsError for a setting whose package is absent.
     """
     noise_cancellation(settings)  # its package is missed now rather than by the first child
+    require_state_dir(settings)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     signals = 0
@@ -193,6 +205,7 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
 
 async def serve_room(settings: Settings, name: str, identity: str | None) -> int:
     """Serve one room now, making it where it is not there, until its visit ends or a signal comes."""
+    require_state_dir(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -232,9 +232,9 @@ def test_the_image_is_locked_and_runs_without_root(paths: set[str]) -> None:
     assert [rest for name, rest in final if name == "EXPOSE"] == [str(settings.http_port)]
     assert [rest for name, rest in final if name == "VOLUME"] == [str(settings.state_dir)]
     (health,) = [rest for name, rest in final if name == "HEALTHCHECK"]
-    asked = re.search(r"http://127\.0\.0\.1:(\d+)(/\w+)", health)
-    assert asked is not None
-    assert (int(asked[1]), asked[2] in paths) == (settings.http_port, True)
+    asked = re.search(r"http://127\.0\.0\.1:\{os\.environ\[\\\"HTTP_PORT\\\"\]\}(/\w+)", health)
+    assert asked is not None, health
+    assert asked[1] in paths
     (command,) = [rest for name, rest in final if name == "CMD"]
     assert yaml.safe_load(command) == ["python", "-m", "agent", "start"]
     assert [rest for name, rest in final if name == "STOPSIGNAL"] == ["SIGTERM"]

@@ -46,7 +46,7 @@ def said(settings: Settings, *arguments: str) -> str:
 
 def test_what_was_refused_is_shown_and_tried_again(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
-    assert said(settings, "list") == "empty\n"
+    assert said(settings, "list") == f"empty: there is no outbox in {tmp_path} (STATE_DIR)\n"
     refuse(file_store(settings), line())
     shown = said(settings, "list")
     assert "file: 1 items were refused" in shown

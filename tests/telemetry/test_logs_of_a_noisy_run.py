@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from aiohttp import web
 from telemetry_support import SENTENCES, talk, talking_world
 
 from agent.health import WorkerState
@@ -145,6 +146,14 @@ def test_a_mac_is_hidden_however_it_is_written(out: io.StringIO, mac: str, form:
     assert text.count("\n") >= 3
     for spelling in spellings("68:25:dd:ba:39:78"):
         assert spelling not in text
+
+
+def test_a_strangers_error_keeps_its_kind_and_status(out: io.StringIO) -> None:
+    configure_logs(_settings(), out)
+    refused = web.HTTPUnauthorized(text="the words of a child")
+    logging.getLogger("livekit.agents").warning("failed to connect", extra={"error": refused, "reason": OSError("Mia")})
+    line = json.loads(out.getvalue())
+    assert (line["error"], line["reason"]) == ("HTTPUnauthorized 401", "OSError")
 
 
 def test_what_only_looks_like_a_mac_stays(out: io.StringIO) -> None:

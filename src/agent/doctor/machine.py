@@ -17,7 +17,7 @@ from agent.health import MB_OF_WORKER, MB_PER_ROOM, MB_PER_WARM_PROCESS, default
 from agent.library import model_files
 from agent.outbox.home import FORWARD, existing_stores
 from agent.outbox.items import DEAD_KEPT, OutboxStats
-from agent.settings import Settings
+from agent.settings import Settings, misspelt
 from agent.state import private_dir
 
 _LEAST_DISK_MB: Final = 200
@@ -52,6 +52,8 @@ def check_settings(settings: Settings) -> Finding:
         lacking.append("DEVICE_SALT is the default, so devices can be recognised in logs by anyone who knows it")
     if settings.log_personal_data:
         lacking.append("LOG_PERSONAL_DATA lets names and words into the log")
+    if wrong := misspelt():
+        return warning("; ".join([*wrong, *lacking]), "correct the names in .env")
     if lacking:
         return warning("; ".join(lacking), "set DEVICE_SALT to a long random text, and LOG_PERSONAL_DATA to false")
     return ok("complete")

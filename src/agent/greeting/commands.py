@@ -51,7 +51,7 @@ def run(argv: Sequence[str], *, settings: Settings | None = None, console: Conso
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="greetings", description="Recorded greetings and sentences.")
+    parser = argparse.ArgumentParser(prog="python -m agent greetings", description="Recorded greetings and sentences.")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="show what can be played, and what is refused and why")
     making = commands.add_parser("make", help="make what is missing or has changed")

@@ -156,6 +156,8 @@ def _list(arguments: argparse.Namespace, settings: Settings, out: Console) -> in
 
 
 def _search(arguments: argparse.Namespace, settings: Settings, out: Console) -> int:
+    if not arguments.request.strip():
+        raise ToyError('the request is empty: say what a child would, such as "the one about the spider"')
     if settings.qdrant_url is not None:
         # The copy that visits search is brought up to date first, as the worker does.
         watcher = CatalogueWatcher(settings)

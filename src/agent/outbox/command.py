@@ -53,5 +53,5 @@ def run(argv: Sequence[str], settings: Settings, *, console: Console | None = No
                 table.add_row(item.kind, device_key(item.lane, salt), age, escape(reason))
             console.print(table)
     if not stores:
-        console.print("empty")
+        console.print(f"empty: there is no outbox in {settings.state_dir} (STATE_DIR)", soft_wrap=True)
     return 0

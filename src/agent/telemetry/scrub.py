@@ -148,6 +148,8 @@ class Scrubber:
                 kept[key] = self.value(value)
             elif key.startswith("personal_"):
                 continue
+            elif not ours and isinstance(value, BaseException):
+                kept[key] = _kind_of(value)
             elif ours or key in _HARMLESS or value is None or isinstance(value, bool | int | float):
                 kept[key] = self.value(value)
             else:
@@ -161,6 +163,12 @@ class Scrubber:
     def _hide(self, match: re.Match[str]) -> str:
         digits = re.sub(r"%3[aA]|[^0-9A-Fa-f]", "", match[0]).lower()
         return "device:" + device_key(":".join(digits[i : i + 2] for i in range(0, 12, 2)), self._salt)
+
+
+def _kind_of(error: BaseException) -> str:
+    """Its type, and the HTTP status it carries: "WSServerHandshakeError 401"."""
+    status = getattr(error, "status", None)
+    return f"{type(error).__name__} {status}" if isinstance(status, int) else type(error).__name__
 
 
 def without_messages(traceback: str) -> str:
