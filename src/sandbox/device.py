@@ -202,7 +202,7 @@ class Device:
 
     # joining and leaving
 
-    async def join(self, *, timeout: float = 15.0) -> None:
+    async def join(self, *, timeout: float = 40.0) -> None:
         """Connect and publish the microphone. Raises DeviceTimeout, rtc.ConnectError."""
         token = self.server.token(self.mac, self.room_name, attributes=self.attributes, agent_name=self.agent_name)
         room = self._room = rtc.Room()

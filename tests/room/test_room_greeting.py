@@ -51,20 +51,20 @@ async def test_the_greeting_arrives_whole_on_one_track_and_is_announced(start_wo
     assert [marks[name] for name in order] == sorted(marks[name] for name in order)
 
 
-@pytest.mark.parametrize("fault", ["hang", "error", "nonsense", "reset", "unauthorised"])
-async def test_the_greeting_does_not_know_what_the_manager_does(start_world: StartWorld, fault: str) -> None:
+@pytest.mark.timeout(240)
+async def test_the_greeting_does_not_know_what_the_manager_does(start_world: StartWorld) -> None:
     manager = ManagerApi()
     world = await start_world(manager=manager, env={"MANAGER_API_DEADLINE_MS": "600"})
-    manager.fail(fault)
-    device = await _visit(world)
-    assert heard_greeting(device)[0] > SAME
-    line = await world.worker.wait_for_line(lambda item: item.event == "greeting finished", timeout=10)
-    assert set(line.fields["sources"].values()) == {"default"}
-    manager.heal()
-    second = await _visit(world)
-    assert second.marks["first_sound"] > 0
-    await visit_ended(world, 2)
-    assert set(world.worker.events("greeting finished")[1].fields["sources"].values()) == {"live"}
+    for number, fault in enumerate(["hang", "error", "nonsense", "reset", "unauthorised"]):
+        manager.fail(fault)
+        device = await _visit(world)
+        assert heard_greeting(device)[0] > SAME, fault
+        manager.heal()
+        second = await _visit(world)
+        assert second.marks["first_sound"] > 0
+        await visit_ended(world, 2 * number + 2)
+        found = [set(line.fields["sources"].values()) for line in world.worker.events("greeting finished")]
+        assert found[2 * number :] == [{"default"}, {"live"}], fault
 
 
 async def test_one_failing_call_costs_no_other(start_world: StartWorld) -> None:

@@ -14,7 +14,7 @@ from livekit.plugins import elevenlabs
 from sandbox.faults import Fault
 from sandbox.providers import ProviderServer
 
-ONCE = APIConnectOptions(max_retry=0, timeout=0.5)
+ONCE = APIConnectOptions(max_retry=0, timeout=2.0)
 TEXT = "Once upon a time there was a dragon. It loved to sing."
 SECONDS = len(TEXT) * 0.06
 

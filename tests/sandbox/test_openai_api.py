@@ -18,7 +18,7 @@ from sandbox.hearing import Hearing
 from sandbox.providers import ProviderServer
 from sandbox.replies import Rules, ToolCall
 
-ONCE = APIConnectOptions(max_retry=0, timeout=0.5)
+ONCE = APIConnectOptions(max_retry=0, timeout=2.0)
 
 
 @pytest.fixture
