@@ -51,7 +51,7 @@ async def test_what_the_agent_plays_is_heard_whole_its_first_100_ms_included(
     reference = sweep(2.0, RATE)
     await device.join()
     async with AgentStub(livekit_server, device.room_name) as agent:
-        await device.wait_for_mark("track_subscribed")
+        await device.wait_for_mark("track_subscribed", timeout=30)
         await agent.play(reference)
         await device.wait_for_silence(0.3)
     await device.wait_for_mark("agent_left")
@@ -73,7 +73,7 @@ async def test_a_second_track_is_counted_and_does_not_mix_into_the_first(
     device = device_factory(rate=48_000)
     await device.join()
     async with AgentStub(livekit_server, device.room_name) as agent:
-        await device.wait_for_mark("track_subscribed")
+        await device.wait_for_mark("track_subscribed", timeout=30)
         await agent.publish()
         await device.wait_until(lambda: len(device.recordings) == 2 or None)
     assert device.audio_tracks == 2
@@ -86,7 +86,7 @@ async def test_an_agent_that_is_there_first_is_seen_and_heard(
     device = device_factory()
     async with AgentStub(livekit_server, device.room_name) as agent:
         await device.join()
-        await device.wait_for_mark("track_subscribed")
+        await device.wait_for_mark("track_subscribed", timeout=30)
         assert device.audio_tracks == 1
         await agent.play(sweep(0.3, RATE))
         assert await device.wait_for_sound() >= device.marks["joined"]
@@ -99,7 +99,7 @@ async def test_speech_reaches_the_agent_with_silence_around_it(
     device = device_factory()
     await device.join()
     async with AgentStub(livekit_server, device.room_name) as agent:
-        await device.wait_for_mark("agent_there")
+        await device.wait_for_mark("agent_there", timeout=30)
         await asyncio.wait_for(agent.hears.wait(), 20)
         spoken = sweep(1.0, MIC_RATE)
         await device.say(spoken)
@@ -123,7 +123,7 @@ async def test_every_message_is_kept_as_it_came(livekit_server: LiveKitServer, d
         (b'{"type":"agent_state_changed","data":{"old_state":"speaking","new_state":"listening"}}', ""),
     ]
     async with AgentStub(livekit_server, device.room_name) as agent:
-        await device.wait_for_mark("agent_there")
+        await device.wait_for_mark("agent_there", timeout=30)
         for payload, topic in sent:
             await agent.room.local_participant.publish_data(payload, topic=topic)
         listening = await device.wait_for_state("listening")
@@ -145,7 +145,7 @@ async def test_what_the_device_sends_arrives(livekit_server: LiveKitServer, devi
     device = device_factory()
     await device.join()
     async with AgentStub(livekit_server, device.room_name) as agent:
-        await device.wait_for_mark("agent_there")
+        await device.wait_for_mark("agent_there", timeout=30)
         await device.send({"type": "end_prompt", "prompt": "शुभ रात्रि"}, topic="x")
         await device.send(b"\x00\x01")
         await device.abort()
@@ -196,8 +196,9 @@ async def test_devices_at_once_each_hear_their_own(livekit_server: LiveKitServer
 
     async def greet(device: Device, own: Pcm) -> None:
         async with AgentStub(livekit_server, device.room_name) as agent:
-            await device.wait_for_mark("track_subscribed")
+            await device.wait_for_mark("track_subscribed", timeout=60)
             await agent.play(own)
+            await device.wait_for_sound(timeout=30)
             await device.wait_for_silence(0.3)
 
     await asyncio.gather(*map(greet, devices, sweeps))
