@@ -235,6 +235,7 @@ def test_the_image_is_locked_and_runs_without_root(paths: set[str]) -> None:
     asked = re.search(r"http://127\.0\.0\.1:\{os\.environ\[\\\"HTTP_PORT\\\"\]\}(/\w+)", health)
     assert asked is not None, health
     assert asked[1] in paths
+    assert values["HTTP_PORT"] == str(settings.http_port)
     (command,) = [rest for name, rest in final if name == "CMD"]
     assert yaml.safe_load(command) == ["python", "-m", "agent", "start"]
     assert [rest for name, rest in final if name == "STOPSIGNAL"] == ["SIGTERM"]

@@ -52,10 +52,12 @@ def check_settings(settings: Settings) -> Finding:
         lacking.append("DEVICE_SALT is the default, so devices can be recognised in logs by anyone who knows it")
     if settings.log_personal_data:
         lacking.append("LOG_PERSONAL_DATA lets names and words into the log")
-    if wrong := misspelt():
-        return warning("; ".join([*wrong, *lacking]), "correct the names in .env")
+    wrong = misspelt()
+    advice = ["correct the names in .env"] if wrong else []
     if lacking:
-        return warning("; ".join(lacking), "set DEVICE_SALT to a long random text, and LOG_PERSONAL_DATA to false")
+        advice.append("set DEVICE_SALT to a long random text, and LOG_PERSONAL_DATA to false")
+    if advice:
+        return warning("; ".join([*wrong, *lacking]), "; ".join(advice))
     return ok("complete")
 
 
