@@ -1,0 +1,73 @@
+"""SQLite files that several threads and processes of a worker open at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.state import open_database
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, lane INTEGER);"
+WRITERS = 6
+
+
+@pytest.mark.parametrize("attempt", range(40))
+def test_writers_that_begin_a_file_at_once_all_write(tmp_path: Path, attempt: int) -> None:
+    path = tmp_path / "new.db"
+    start = threading.Barrier(WRITERS)
+    refused: list[sqlite3.Error] = []
+
+    def write(lane: int) -> None:
+        start.wait(20)
+        try:
+            connection = open_database(path, SCHEMA, timeout=20)
+            connection.execute("INSERT INTO items(lane) VALUES(?)", (lane,))
+            connection.close()
+        except sqlite3.Error as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=write, args=(lane,)) for lane in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == []
+    reader = open_database(path, SCHEMA)
+    assert sorted(lane for (lane,) in reader.execute("SELECT lane FROM items")) == list(range(WRITERS))
+    reader.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["new.db"]
+
+
+def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
+    connection = open_database(tmp_path / "state" / "new.db", SCHEMA)
+    connection.execute("INSERT INTO items(lane) VALUES(1)")
+    files = list((tmp_path / "state").iterdir())
+    assert {file.name for file in files} == {"new.db", "new.db-wal", "new.db-shm"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    connection.close()
+
+
+def test_a_file_that_is_not_a_database_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    path.write_bytes(b"not a database " * 100)
+    connection = open_database(path, SCHEMA)
+    assert connection.execute("SELECT COUNT(*) FROM items").fetchone() == (0,)
+    connection.close()
+    assert (tmp_path / "old.db.damaged").read_bytes().startswith(b"not a database")
+
+
+def test_a_file_that_an_older_release_left_without_a_log_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    old = sqlite3.connect(path)
+    old.execute("CREATE TABLE items(seq INTEGER PRIMARY KEY, lane INTEGER)")
+    old.execute("INSERT INTO items(lane) VALUES(7)")
+    old.commit()
+    old.close()
+    connection = open_database(path, SCHEMA)
+    assert connection.execute("SELECT lane FROM items").fetchone() == (7,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
