@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import pytest_asyncio
@@ -31,6 +33,31 @@ settings.load_profile("tests")
 
 # Outside the tests' temporary folders, so that the 84 MB are fetched once; TEST_MODEL_DIR names another place.
 MODELS = Path(os.environ.get("TEST_MODEL_DIR") or REPO / ".state" / "models")
+
+# Worlds take a core each while they start; more at once than cores let each other's waits run out.
+WORLDS_AT_ONCE = 2
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test with a world of its own begins, and its time limit with it, when one of WORLDS_AT_ONCE places is free."""
+    if "start_world" not in getattr(item, "fixturenames", ()) and item.get_closest_marker("world") is None:
+        return (yield)
+    with ExitStack() as stack:
+        places = [Path(tempfile.gettempdir()) / f"toy-tests-{os.getuid()}-{place}" for place in range(WORLDS_AT_ONCE)]
+        files = [stack.enter_context(place.open("w")) for place in places]
+        if not any(map(_taken, files)):
+            # Who holds it loses it at its own time limit, or with its process.
+            fcntl.lockf(files[os.getpid() % WORLDS_AT_ONCE], fcntl.LOCK_EX)
+        return (yield)
+
+
+def _taken(place: IO[str]) -> bool:
+    try:
+        fcntl.lockf(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session", autouse=True)

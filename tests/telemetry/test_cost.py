@@ -192,6 +192,7 @@ async def test_books_that_cannot_be_written_cost_the_entry_only(tmp_path: Path) 
     assert ledger.failures == 1
 
 
+@pytest.mark.world
 @pytest.mark.timeout(120)
 async def test_a_visit_that_talks_is_in_the_books_and_a_budget_ends_the_next_with_a_goodbye() -> None:
     manifest = json.loads((REPO / "greetings" / "manifest.json").read_text())
@@ -226,6 +227,7 @@ async def test_a_visit_that_talks_is_in_the_books_and_a_budget_ends_the_next_wit
         assert len(world.worker.events("budget is exhausted, the visit ends")) == 2
 
 
+@pytest.mark.world
 @pytest.mark.timeout(120)
 async def test_a_visit_without_a_budget_is_in_the_books_with_all_it_used() -> None:
     async with talking_world() as world:

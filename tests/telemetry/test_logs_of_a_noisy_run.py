@@ -38,6 +38,7 @@ def spellings(mac: str) -> set[str]:
     return forms | {form.upper() for form in forms}
 
 
+@pytest.mark.world
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("allowed", [False, True], ids=["as it comes", "personal data let in"])
 async def test_a_noisy_run_tells_nothing_personal_and_no_secret(allowed: bool) -> None:
@@ -92,6 +93,7 @@ def _found(words: set[str], lines: list[str]) -> list[tuple[str, str]]:
     return [(word, line[:400]) for line in lines for word in words if word.lower() in line.lower()]
 
 
+@pytest.mark.world
 async def test_every_line_of_a_visit_carries_its_id_and_the_devices_key() -> None:
     async with talking_world(LOG_LEVEL="DEBUG") as world:
         device = world.device()

@@ -80,6 +80,7 @@ def check_moments(marks: dict[str, float], turns: list[dict[str, float]]) -> Non
     assert turn["first_audio_at"] - turn["speech_end_at"] == pytest.approx(turn["total_ms"], abs=20)
 
 
+@pytest.mark.world
 async def test_a_visit_is_a_trace_without_a_word_of_the_child() -> None:
     manager = ManagerApi()
     async with (

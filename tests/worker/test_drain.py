@@ -91,6 +91,7 @@ class Fleet:
         await self._stack.aclose()
 
 
+@pytest.mark.world
 async def test_a_rolling_restart_loses_no_visit_and_no_line(tmp_path: Path, providers: ProviderServer) -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(LiveKitServer())

@@ -31,6 +31,7 @@ async def agents_in(world: World, device: Device) -> list[str]:
     return [person.identity for person in people if person.kind == api.ParticipantInfo.Kind.AGENT]
 
 
+@pytest.mark.world
 async def test_a_device_that_came_before_any_worker_is_greeted() -> None:
     async with LiveKitServer() as server, Device(server) as device, World(server=server) as world:
         await device.wait_for_sound(timeout=60)
