@@ -277,6 +277,37 @@ async def test_an_unusable_store_is_tried_until_it_works(tmp_path: Path, courier
     await script.until_taken("aa1")
 
 
+class HeadFails(SqliteOutbox):
+    """A real store that cannot be asked for the first item of one lane, once."""
+
+    failed = False
+
+    def head(self, lane: Lane, owner: str, lease_s: float) -> OutboxItem | None:
+        if lane.device == "aa" and not self.failed:
+            self.failed = True
+            raise OutboxError("locked")
+        return super().head(lane, owner, lease_s)
+
+
+async def test_a_lane_given_up_early_is_taken_again_while_others_are_worked_on(
+    path: Path, couriers: list[OutboxCourier]
+) -> None:
+    delivered = asyncio.Event()
+
+    async def deliver(item: OutboxItem) -> None:
+        if item.lane == "aa":
+            delivered.set()
+        await delivered.wait()
+
+    SqliteOutbox(path).add([line("aa", 1), line("bb", 1)])
+    store = HeadFails(path)
+    couriers.append(OutboxCourier(store, {"chat": deliver}, timing=CourierTiming(poll_s=0.02, lease_s=0.3)))
+    couriers[0].start()
+    async with asyncio.timeout(20):
+        await delivered.wait()
+    assert store.failed
+
+
 async def test_http_faults_end_in_every_line_once_and_in_order(path: Path, couriers: list[OutboxCourier]) -> None:
     faults = ["500", "reset", "lost", "429", "hang"]
     async with (

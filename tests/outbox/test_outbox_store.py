@@ -94,13 +94,23 @@ def test_a_lane_has_one_owner_until_its_lease_ends(store: Store, clock: Clock) -
     assert store.claim("first", "chat", 5, 10) == [AA]
     assert store.claim("second", "chat", 5, 10) == []
     clock.now += 8
-    store.renew("first", 10)
+    store.renew("first", [AA], 10)
     clock.now += 8
     assert store.claim("second", "chat", 5, 10) == []
     clock.now += 3
     assert store.claim("second", "chat", 5, 10) == [AA]
     assert store.head(AA, "first", 10) is None, "who lost the lease delivers nothing more"
     assert drain(store, AA, "second") == ["1", "2"]
+
+
+def test_only_the_lanes_that_are_worked_on_are_kept(store: Store, clock: Clock) -> None:
+    store.add([line("aa", 1), line("bb", 1)])
+    assert store.claim("first", "chat", 5, 10) == [AA, Lane("chat", "bb")]
+    clock.now += 8
+    store.renew("first", [AA], 10)
+    store.renew("second", [Lane("chat", "bb")], 10)
+    clock.now += 3
+    assert store.claim("second", "chat", 5, 10) == [Lane("chat", "bb")]
 
 
 def held(text: str, hold_s: float, key: str = "growing") -> OutboxItem:

@@ -91,7 +91,8 @@ class OutboxCourier:
                     if dropped:
                         _log.warning("outbox_items_dropped", count=dropped)
                 if self._tasks and loop.time() >= next_renewal:
-                    await self._call(self._store.renew, self._owner, self._timing.lease_s)
+                    # No other lane of ours: one whose task has ended early must be free again.
+                    await self._call(self._store.renew, self._owner, list(self._tasks), self._timing.lease_s)
                     next_renewal = loop.time() + self._timing.lease_s / 3
                 await self._claim()
             except OutboxError as error:

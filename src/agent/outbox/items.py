@@ -125,8 +125,8 @@ class OutboxStore(OutboxSink, Protocol):
         """The lane's first item, the lease renewed; None when it is empty or on hold (and given up), or not ours."""
         ...
 
-    def renew(self, owner: str, lease_s: float) -> None:
-        """Keep every lane of `owner` for another `lease_s` seconds."""
+    def renew(self, owner: str, lanes: Collection[Lane], lease_s: float) -> None:
+        """Keep those of `lanes` that are still `owner`'s for another `lease_s` seconds."""
         ...
 
     def delivered(self, lane: Lane, item: OutboxItem) -> None:

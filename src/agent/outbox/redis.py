@@ -127,10 +127,11 @@ end
 return {key, found[1], found[2], found[3]}
 """
 _RENEW: Final = """
-for _, kind in ipairs(redis.call("SMEMBERS", P .. "kinds")) do
-    local held = redis.call("HGETALL", P .. "owner:" .. kind)
-    for i = 1, #held, 2 do
-        if held[i + 1] == ARGV[2] then redis.call("ZADD", P .. "until:" .. kind, number(now + ARGV[3]), held[i]) end
+local owner, lease_until = ARGV[2], number(now + ARGV[3])
+for i = 4, #ARGV, 2 do
+    local kind, lane = ARGV[i], ARGV[i + 1]
+    if redis.call("HGET", P .. "owner:" .. kind, lane) == owner then
+        redis.call("ZADD", P .. "until:" .. kind, lease_until, lane)
     end
 end
 """
@@ -264,8 +265,8 @@ class RedisOutbox:
         key, body, created_at, attempts = found
         return OutboxItem(lane.kind, lane.device, body, key, float(created_at), int(attempts))
 
-    def renew(self, owner: str, lease_s: float) -> None:
-        self._run(_RENEW, owner, lease_s)
+    def renew(self, owner: str, lanes: Collection[Lane], lease_s: float) -> None:
+        self._run(_RENEW, owner, lease_s, *(name for lane in lanes for name in (lane.kind, lane.device)))
 
     def delivered(self, lane: Lane, item: OutboxItem) -> None:
         self._run(_DELIVERED, lane.kind, item.key)

@@ -149,9 +149,13 @@ class SqliteOutbox:
                 return None
         return OutboxItem(*fields)
 
-    def renew(self, owner: str, lease_s: float) -> None:
+    def renew(self, owner: str, lanes: Collection[Lane], lease_s: float) -> None:
+        until = self._clock() + lease_s
         with self._transaction() as db:
-            db.execute("UPDATE lanes SET lease_until = ? WHERE owner = ?", (self._clock() + lease_s, owner))
+            db.executemany(
+                "UPDATE lanes SET lease_until = ? WHERE kind = ? AND lane = ? AND owner = ?",
+                [(until, lane.kind, lane.device, owner) for lane in lanes],
+            )
 
     def delivered(self, lane: Lane, item: OutboxItem) -> None:
         with self._transaction() as db:
