@@ -46,7 +46,7 @@ def measured(of: Iterable[Case], by_kind: dict[Kind, Trial], source: str, *, den
         wanted = understand(case.text, trial.index.words.names_of_sections)
         if wanted.wish != "named":
             continue
-        exact = trial.index.exact(wanted, case.text, wanted.section)
+        exact = trial.index.exact(wanted, wanted.section)
         target = rows_of[case.kind].get(case.title) if case.title else None
         if target is None and exact is not None:
             continue

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.library.decision import decide, model, ranked
-from agent.library.lexical import fold, grams, phone_grams, stem
+from agent.library.lexical import grams, phone_grams, stem
 from agent.library.matching import Rows, measure
 from agent.library.pronunciation import pronunciations, said
 from agent.library.requests import Request, Sections, choose, understand
@@ -112,7 +112,7 @@ class TitleIndex:
         wanted = understand(request, self.words.names_of_sections)
         where = self.section(section) if section and section.strip() else wanted.section
         missing = (bool(section and section.strip()) and where is None) or (wanted.section_missing and not section)
-        exact = self.exact(wanted, request, where)
+        exact = self.exact(wanted, where)
         if exact is not None:
             title = self.words.title(exact)
             return Answer("found", title, 1.0, (title,))
@@ -124,9 +124,9 @@ class TitleIndex:
             return self._any(where, missing, history, rng or random.Random())
         return self._named(wanted, where, embed, dense, limit)
 
-    def exact(self, wanted: Request, request: str, where: str | None) -> int | None:
-        """The row of a title called exactly as a reading says, in section `where` if it is there too."""
-        for reading in wanted.readings or understand_raw(request):
+    def exact(self, wanted: Request, where: str | None) -> int | None:
+        """The row of a title called exactly as the request says, in section `where` if it is there too."""
+        for reading in wanted.names:
             forms = self.words.exact.get("".join(reading))
             rows = [
                 int(self.words.form_row[form])
@@ -215,12 +215,6 @@ def warm_up() -> None:
     model()
     pronunciations()
     understand("play", Sections({}))
-
-
-def understand_raw(request: str) -> tuple[tuple[str, ...], ...]:
-    """The readings of a request that asks for anything: a title may be called just that."""
-    words = fold(request)
-    return (words,) if words else ()
 
 
 def _top_titles(words: Words, reading: Sequence[str]) -> list[int]:

@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -65,6 +65,24 @@ _AGAIN: Final = _words("again repeat same once")
 _BEFORE_NAME: Final = _words("me us of about called named de del von vom sobre") - _words("e")
 _BEHIND_NAME: Final = frozenset({("for", "me"), ("for", "us"), ("to", "me"), ("to", "us")})
 _SMALL: Final = FUNCTION_WORDS | _words("hi hey hello")
+# What asks for any one, in English: a title that is called just that is found when nothing else is said.
+_STOCK: Final = _words(
+    "a an the any some this that these those one ones me us it for to on in play sing tell read hear put another"
+    " other different next new again same once more something anything whatever song songs music tune story stories"
+    " tale tales lullaby rhyme rhymes poem",
+)
+# Asking words that names are made of as well ("let it go", "I love you"), and what may stand between them.
+_NAMING: Final = _words(
+    "let lets love hi hello hey go goes is i we and where how you my your our mummy mommy mama daddy papa dear",
+)
+_BETWEEN: Final = _words("me us it a an the this that these those one ones on in of there yours")
+_DETERMINERS: Final = _words("a an the this that these those my your our in on of and")
+_RECIPIENTS: Final = _words("me us")
+_FOR_WHOM: Final = _words("for to with")
+# What may follow a name.
+_AFTER_NAME: Final = _words("please song story rhyme tale poem lullaby again now for to with thanks thank")
+_MOST_WORDS: Final = 24
+_LONGEST_NAME: Final = 8
 # What may stand before the name of a language.
 _PREPOSITIONS: Final = _words("in auf en em im mein में from")
 _CJK_BEFORE: Final = re.compile(
@@ -87,7 +105,8 @@ class Request:
     `readings` are the ways to read the words that name a title, likeliest first, each as folded words; empty unless
     `wish` is "named". `section` is where to look, None for everywhere; `section_missing` is True when a language or
     category was asked for that the catalogue does not have. `text` is what to embed, `heard` the words in which a name
-    was said, misheard or not.
+    was said, misheard or not. `names` are what a title may be called word for word, likeliest first: one that is found
+    is meant, whatever the wish.
     """
 
     wish: Wish
@@ -96,6 +115,7 @@ class Request:
     section_missing: bool = False
     text: str = ""
     heard: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()
 
 
 class Sections:
@@ -204,6 +224,47 @@ def _trim_gently(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words[start:end])
 
 
+def _names_within(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """What a title may be called that is part of a sentence of asking words: all of it, then spans of two words or
+    more, longest first, also with an article in front and without "song" behind."""
+    if words:
+        yield tuple(words)
+    words = words[:_MOST_WORDS]
+    for size in range(min(len(words), _LONGEST_NAME), 1, -1):
+        for start in range(len(words) - size + 1):
+            span = tuple(words[start : start + size])
+            if _STOCK.issuperset(span):
+                continue
+            yield span
+            if span[0] not in _DETERMINERS:
+                yield ("the", *span)
+                yield ("a", *span)
+            if size == 2 and span[1] in {"song", "story"}:
+                yield span[:1]
+
+
+def _name_of_asking_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The longest part of a sentence of asking words that can only be a name: "let it go" in "play let it go please".
+
+    () where all of it asks: "can you play it for me", "I'd love a song".
+    """
+    best: tuple[str, ...] = ()
+    start = 0
+    for end in range(len(words) + 1):
+        if end < len(words) and words[end] in _NAMING | _BETWEEN:
+            continue
+        while start and start < end and words[start] in _RECIPIENTS:
+            start += 1
+        run = tuple(words[start:end])
+        follows = words[end] if end < len(words) else "please"
+        whom = start > 0 and words[start - 1] in _FOR_WHOM
+        named = len(run) > 1 and not _NAMING.isdisjoint(run) and run[-1] not in _DETERMINERS
+        if named and not whom and follows in _AFTER_NAME and len(run) > len(best):
+            best = run
+        start = end + 1
+    return best
+
+
 def understand(text: str, sections: Sections) -> Request:
     """Read one request. Any text is allowed; one without words asks for anything at all."""
     another = bool(_CJK_ANOTHER.search(text))
@@ -230,14 +291,20 @@ def understand(text: str, sections: Sections) -> Request:
             wish = "another"
         elif asked & _AGAIN and not mention:
             wish = "again"
-        return Request(wish, (), section or None, missing)
+        names = tuple(dict.fromkeys(_names_within(raw)))
+        name = _name_of_asking_words(rest) if wish == "any" and text.isascii() else ()
+        if name:
+            readings = tuple(dict.fromkeys((name, rest, raw)))
+            return Request("named", readings, section or None, missing, " ".join(name), raw, (*names, *readings))
+        return Request(wish, (), section or None, missing, names=names)
     gently = _trim_gently(rest)
     trimmed = trimmed or gently
     heard = without_misheard_asking(raw) if text.isascii() else ()
-    readings = dict.fromkeys((trimmed, gently, _trim_gently(heard), _trim(words), _trim_gently(words), words, raw))
-    readings.pop((), None)
+    found = dict.fromkeys((trimmed, gently, _trim_gently(heard), _trim(words), _trim_gently(words), words, raw))
+    found.pop((), None)
+    readings = tuple(found)
     embed = " ".join(gently or trimmed) if text.isascii() else core
-    return Request("named", tuple(readings), section or None, missing, embed, heard or raw)
+    return Request("named", readings, section or None, missing, embed, heard or raw, readings)
 
 
 def choose(ids: Sequence[int], history: Sequence[int], rng: random.Random) -> int | None:
