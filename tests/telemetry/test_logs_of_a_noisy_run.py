@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,17 +114,6 @@ async def test_every_line_of_a_visit_carries_its_id_and_the_devices_key() -> Non
         without = [line.text[:200] for line in inside if line.fields.get("visit") != device.visit]
         assert without == []
         assert {line.fields.get("device") for line in inside} == {ended.fields["device"]}
-
-
-@pytest.fixture
-def out() -> Iterator[io.StringIO]:
-    """A stream that the log is written to; the log is as it was afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield io.StringIO()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def _settings(**values: object) -> Settings:

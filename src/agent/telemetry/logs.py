@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import structlog
 
 from agent.settings import Settings
+from agent.telemetry.literal import mark_literal_texts
 from agent.telemetry.scrub import Scrubber
 
 _QUIET = ("aiohttp.access", "asyncio", "httpx", "httpx2", "httpcore", "openai", "mem0", "qdrant_client", "urllib3")
@@ -34,8 +35,11 @@ def _add_origin(_logger: Any, _method: str, event: EventDict) -> EventDict:
     if isinstance(record, logging.LogRecord):
         event["process"] = record.process
         event["at"] = round(record.created, 6)
+        event.pop("message", None)  # the text again, as the framework's queue leaves it
         if record.exc_text and not record.exc_info:
+            # The queue has put the traceback behind the text.
             event["exception"] = record.exc_text
+            event["event"] = str(event["event"]).partition(record.exc_text)[0].rstrip("\n")
     return event
 
 
@@ -75,7 +79,11 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
 
 
 def configure_structlog() -> None:
-    """Make structlog write through the standard library with its fields as the record's attributes."""
+    """Make structlog write through the standard library with its fields as the record's attributes.
+
+    Other libraries' records are marked with what of their text is literal (see `literal`).
+    """
+    mark_literal_texts()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -14,23 +14,30 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from agent.settings import Settings
+from agent.telemetry.literal import CUT, is_ours
 from agent.values import device_key
 
 _SHORTEST_SECRET: Final = 6
 _HEX2: Final = "[0-9A-Fa-f]{2}"
-_UUID_SO_FAR: Final = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-"
-_MAC: Final = re.compile(
-    rf"(?<!{_UUID_SO_FAR})(?<![0-9A-Fa-f])"
-    rf"(?:[0-9A-Fa-f]{{12}}|{_HEX2}([:\-_ .]|%3[Aa]){_HEX2}(?:\1{_HEX2}){{4}}"
-    r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4})(?![0-9A-Fa-f])"
+_ESCAPED: Final = "%(?:25)*"
+"""A percent sign of an address, escaped however often."""
+_MAC_IN_PAIRS: Final = re.compile(
+    rf"{_HEX2}(?:(?P<apart>[:\-_]|{_ESCAPED}(?:3[Aa]|2[Dd]|5[Ff]|20|2[Ee]))|(?<!\d[0-9A-Fa-f]{{2}})(?P<loose>[ .]))"
+    rf"{_HEX2}(?:(?(apart)(?P=apart)|(?P=loose)){_HEX2}){{4}}"
+    r"|[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}"
 )
+_HEX_RUN: Final = re.compile(
+    r"(?P<uuid>[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})(?P<tail>[0-9A-Fa-f]{12,})?"
+    rf"|(?P<escape>{_ESCAPED}{_HEX2})?(?P<run>[0-9A-Fa-f]{{12,}})"
+)
+_IDS: Final = (16, 32, 40, 64)
+"""Lengths of spans, traces and hashes in hexadecimal digits."""
 _TOKENS: Final = (
     (re.compile(r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"), "<token>"),
     (re.compile(r"(?i)\b(bearer|token) [\w.~+/=-]{6,}"), r"\1 <secret>"),
     (re.compile(r"://[^/\s:@]*:[^/\s@]+@"), "://<secret>@"),
     (re.compile(r"(?i)\b((?:access_|api_?)?(?:token|key|secret|password))=[^\s&\"']{4,}"), r"\1=<secret>"),
 )
-_OURS: Final = ("agent", "__main__")
 _META: Final = frozenset(
     {
         "event",
@@ -60,6 +67,7 @@ _HARMLESS: Final = _META | {
     "node_id",
     "packages",
     "pid",
+    "place",
     "plugin",
     "protocol",
     "provider",
@@ -77,7 +85,17 @@ _HARMLESS: Final = _META | {
     "version",
     "worker_id",
 }
-_TYPE_LINE: Final = re.compile(r"^((?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*))(?::.*)?$", re.DOTALL)
+_MARGIN: Final = re.compile(r"^ *[|+] ")
+"""What an exception group draws before the lines of its members."""
+_STRUCTURE: Final = re.compile(
+    r"^(?:(?:Exception Group )?Traceback \(most recent call last\):"
+    r"|During handling of the above exception, another exception occurred:"
+    r"|The above exception was the direct cause of the following exception:)$"
+)
+_SEPARATOR: Final = re.compile(r"^ *\+[-+]*(?: (?:\d+|\.\.\.) -*)?$")
+_PLACE: Final = re.compile(r'^  File "[^"]*", line \d+(, in .*)?$')
+_REPEATED: Final = re.compile(r"^  \[Previous line repeated \d+ more times?\]$")
+_TYPE: Final = re.compile(r"^([\w.<>]+)(?:: |:?$)")
 _SAFE_MODULES: Final = ("agent.errors.", "aiohttp.", "sqlite3.", "asyncio.", "concurrent.futures.")
 _SAFE_TYPES: Final = frozenset(
     {
@@ -124,7 +142,7 @@ class Scrubber:
             text = self._secrets.sub("<secret>", text)
         for pattern, instead in _TOKENS:
             text = pattern.sub(instead, text)
-        return text if self._personal else _MAC.sub(self._hide, text)
+        return text if self._personal else _MAC_IN_PAIRS.sub(self._hide, _HEX_RUN.sub(self._hide_run, text))
 
     def value(self, value: Any) -> Any:
         """The same for anything a record may carry; what is no plain value becomes text."""
@@ -137,13 +155,19 @@ class Scrubber:
         return self.text(str(value))
 
     def record(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """A whole record. Of strangers' fields only numbers and known ones stay; `hidden` names the others."""
-        ours = str(event.get("logger", "")).split(".")[0] in _OURS
+        """A whole record. Of a stranger's text only `literal` stays (see there), of its fields only numbers and known
+        ones; `hidden` names the others.
+        """
+        ours = is_ours(str(event.get("logger", "")))
         kept: dict[str, Any] = {}
         hidden: list[str] = []
         for key, value in event.items():
             if key.startswith("_"):
                 kept[key] = value
+            elif key == "literal":
+                continue
+            elif key == "event" and not ours and not self._personal:
+                kept[key] = self.text(str(event.get("literal", CUT)))
             elif self._personal:
                 kept[key] = self.value(value)
             elif key.startswith("personal_"):
@@ -161,8 +185,22 @@ class Scrubber:
         return kept
 
     def _hide(self, match: re.Match[str]) -> str:
-        digits = re.sub(r"%3[aA]|[^0-9A-Fa-f]", "", match[0]).lower()
-        return "device:" + device_key(":".join(digits[i : i + 2] for i in range(0, 12, 2)), self._salt)
+        digits = re.sub(rf"{_ESCAPED}{_HEX2}|[^0-9A-Fa-f]", "", match[0])
+        return self._pseudonym(digits)
+
+    def _hide_run(self, match: re.Match[str]) -> str:
+        if match["uuid"]:
+            return match["uuid"] + (self._pseudonym(match["tail"]) if match["tail"] else "")
+        run = match["run"]
+        before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
+        glued = before.isalpha() or after.isalpha()
+        if not glued and len(run) > 12 and (len(run) in _IDS or run.isdigit()):
+            return match[0]
+        return (match["escape"] or "") + self._pseudonym(run[:12] if after.isalpha() else run[-12:])
+
+    def _pseudonym(self, digits: str) -> str:
+        mac = digits.lower()
+        return "device:" + device_key(":".join(mac[i : i + 2] for i in range(0, 12, 2)), self._salt)
 
 
 def _kind_of(error: BaseException) -> str:
@@ -174,21 +212,29 @@ def _kind_of(error: BaseException) -> str:
 def without_messages(traceback: str) -> str:
     """A traceback whose exceptions keep their types, but their messages only where these cannot quote a child.
 
-    A ValueError says what value was wrong, a validation error repeats the answer it refused.
+    A ValueError says what value was wrong, a validation error repeats the answer it refused. Only lines known to be
+    a traceback's own stay: places in code with the code there, types, and what joins several exceptions to one text.
     """
     lines: list[str] = []
-    in_message = False
+    in_message = in_code = False
     for line in traceback.splitlines():
-        plain = line.lstrip("| +-")
-        if plain.startswith(("Traceback ", "File ", "During handling", "The above exception", "Exception Group")):
-            in_message = False
-        elif not line.startswith(" ") and not in_message and (found := _TYPE_LINE.match(line)):
-            in_message = True
-            safe = found[1].startswith(_SAFE_MODULES) or found[1] in _SAFE_TYPES
-            lines.append(line if safe else found[1])
+        margin = found[0] if (found := _MARGIN.match(line)) else ""
+        body = line[len(margin) :]
+        if _STRUCTURE.match(body) or _SEPARATOR.match(line):
+            in_message = in_code = False
+        elif place := _PLACE.match(body):
+            # A place without a function is a SyntaxError's, and what follows is the text that was parsed.
+            in_message, in_code = False, place[1] is not None
+        elif _REPEATED.match(body) or (in_code and body.startswith("    ")):
+            pass
+        elif body.strip() and not body.startswith(" ") and not in_message:
+            in_message, in_code = True, False
+            kind = found[1] if (found := _TYPE.match(body)) else "?"
+            safe = kind.startswith(_SAFE_MODULES) or kind in _SAFE_TYPES
+            line = line if safe else margin + kind
+        elif body.strip():
             continue
-        if not in_message or not line.strip():
-            lines.append(line)
+        lines.append(line)
     return "\n".join(lines)
 
 
