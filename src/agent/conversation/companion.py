@@ -8,6 +8,7 @@ from typing import Any
 from livekit import rtc
 from livekit.agents import Agent, ModelSettings
 from livekit.agents.llm import ChatContext, ChatMessage, StopResponse, Tool
+from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 
 from agent.briefing.memory import Recollection
 from agent.conversation.emotion import Emotion, split_emotion
@@ -64,5 +65,9 @@ class Companion(Agent):
         """Speak what can be spoken; the emoji a reply begins with becomes the device's face."""
         emotion, rest = await split_emotion(text)
         self._on_emotion(emotion)
+        lead = f"{emotion.emoji} " if emotion is not None else ""
         async for frame in Agent.default.tts_node(self, spoken_stream(rest, self._language), model_settings):
+            if lead:  # a reply that is interrupted is remembered with its face, as a whole one is
+                frame.userdata.setdefault(USERDATA_TIMED_TRANSCRIPT, []).insert(0, TimedString(lead))
+                lead = ""
             yield frame

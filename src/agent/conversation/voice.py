@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 from livekit import rtc
 from livekit.agents import APIConnectionError, APIConnectOptions, APIError, tts, utils
 from livekit.agents.tts import AudioEmitter, ChunkedStream, SynthesizedAudio, SynthesizeStream
-from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
+from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from livekit.agents.utils.aio import cancel_and_wait
 
 from agent.conversation.phrases import PhraseSplitter, speakable
 from agent.conversation.standby import Candidate, Lineup
 from agent.errors import AllProvidersFailed
+from agent.speaker.heard import USUAL_RATE, units, whole_words
 
 SAMPLE_RATE: Final = 24_000
 FIRST_SOUND_PATIENCE: Final = 2.0
@@ -24,9 +26,6 @@ SOUND_GAP: Final = 1.5
 AHEAD: Final = 2
 """How many phrases are asked for at once: the next is ready when the one before has been sent."""
 BREAKS_PER_PHRASE: Final = 3
-USUAL_RATE: Final = 14.0
-"""Characters a voice speaks in a second, until it has been heard."""
-
 ONCE: Final = APIConnectOptions(max_retry=0, timeout=FIRST_SOUND_DEADLINE)
 
 Sound = ChunkedStream | SynthesizeStream
@@ -101,7 +100,7 @@ class SteadyTTS(tts.TTS[Any]):
                     audio = await asyncio.wait_for(anext(sound, None), self.sound_gap)
             except (APIError, TimeoutError) as error:
                 self.lineup.failed(candidate, error)
-                rest = rest[self._spoken(candidate, rest, seconds, aligned) :]
+                rest = rest[self._spoken(candidate, rest, seconds, aligned) :].lstrip()
                 log.warning("speech broke off", provider=candidate.name, seconds=round(seconds, 2), left=len(rest))
                 if not speakable(rest):
                     return
@@ -130,15 +129,17 @@ class SteadyTTS(tts.TTS[Any]):
 
     def _spoken(self, candidate: Candidate[tts.TTS[Any]], text: str, seconds: float, aligned: str) -> int:
         """How many characters of `text` have been heard: by the provider's alignment, else by its usual speed."""
-        rate = self._rates.get(candidate.name, USUAL_RATE)
-        heard = len(aligned) if aligned.strip() else int(seconds * rate)
+        if aligned.strip():
+            spoken: float = units(text[: len(aligned)])
+        else:
+            spoken = seconds * self._rates.get(candidate.name, USUAL_RATE)
         # A word that may be half said is said again: better twice than not at all.
-        return text.rfind(" ", 0, heard + 1) + 1 if heard < len(text) else len(text)
+        return whole_words(text, spoken)
 
     def _learn(self, candidate: Candidate[tts.TTS[Any]], text: str, seconds: float) -> None:
         if seconds > 0.5:
-            before = self._rates.get(candidate.name, len(text) / seconds)
-            self._rates[candidate.name] = 0.5 * before + 0.5 * len(text) / seconds
+            rate = units(text) / seconds
+            self._rates[candidate.name] = 0.5 * self._rates.get(candidate.name, rate) + 0.5 * rate
 
 
 class _Whole(ChunkedStream):
@@ -173,7 +174,7 @@ class _Stream(SynthesizeStream):
             request_id=request_id, sample_rate=SAMPLE_RATE, num_channels=1, mime_type="audio/pcm", stream=True
         )
         output_emitter.start_segment(segment_id=request_id)
-        phrases: asyncio.Queue[asyncio.Queue[rtc.AudioFrame | Exception | None] | None] = asyncio.Queue()
+        phrases: asyncio.Queue[_Phrase | None] = asyncio.Queue()
         speaking: set[asyncio.Task[None]] = set()
         work = [
             asyncio.create_task(self._split(phrases, speaking), name="phrases"),
@@ -188,53 +189,54 @@ class _Stream(SynthesizeStream):
         finally:
             await cancel_and_wait(*work, *speaking)
 
-    async def _split(
-        self,
-        phrases: asyncio.Queue[asyncio.Queue[rtc.AudioFrame | Exception | None] | None],
-        speaking: set[asyncio.Task[None]],
-    ) -> None:
+    async def _split(self, phrases: asyncio.Queue[_Phrase | None], speaking: set[asyncio.Task[None]]) -> None:
         ahead = asyncio.Semaphore(AHEAD)
         splitter = PhraseSplitter()
 
         def add(found: list[str]) -> None:
-            for phrase in found:
-                if not speakable(phrase):
+            for text in found:
+                if not speakable(text):
                     continue
                 self._mark_started()
-                sound: asyncio.Queue[rtc.AudioFrame | Exception | None] = asyncio.Queue()
-                task = asyncio.create_task(self._make(phrase.strip(), sound, ahead), name="phrase")
+                phrase = _Phrase(text)
+                task = asyncio.create_task(self._make(phrase, ahead), name="phrase")
                 speaking.add(task)
                 task.add_done_callback(speaking.discard)
-                phrases.put_nowait(sound)
+                phrases.put_nowait(phrase)
 
         async for data in self._input_ch:
             add(splitter.flush() if isinstance(data, self._FlushSentinel) else splitter.push(data))
         add(splitter.flush())
         phrases.put_nowait(None)
 
-    async def _make(
-        self, phrase: str, sound: asyncio.Queue[rtc.AudioFrame | Exception | None], ahead: asyncio.Semaphore
-    ) -> None:
+    async def _make(self, phrase: _Phrase, ahead: asyncio.Semaphore) -> None:
         async with ahead:
             try:
-                async for frame in self._voice.speak(phrase):
-                    sound.put_nowait(frame)
-                sound.put_nowait(None)
+                async for frame in self._voice.speak(phrase.text.strip()):
+                    phrase.sound.put_nowait(frame)
+                phrase.sound.put_nowait(None)
             except Exception as error:  # noqa: BLE001 — carried to the task that sends, which raises it in its turn
-                sound.put_nowait(error)
+                phrase.sound.put_nowait(error)
 
-    async def _send(
-        self,
-        phrases: asyncio.Queue[asyncio.Queue[rtc.AudioFrame | Exception | None] | None],
-        output_emitter: AudioEmitter,
-    ) -> None:
+    async def _send(self, phrases: asyncio.Queue[_Phrase | None], output_emitter: AudioEmitter) -> None:
         sent = False
-        while (sound := await phrases.get()) is not None:
-            while (frame := await sound.get()) is not None:
+        while (phrase := await phrases.get()) is not None:
+            # Whoever plays the sound learns from it what has been said when it is stopped (see `Transcript.add`).
+            output_emitter.push_timed_transcript(TimedString(phrase.text))
+            while (frame := await phrase.sound.get()) is not None:
                 if isinstance(frame, Exception):
                     raise frame
                 output_emitter.push_frame(frame)
                 sent = True
+            output_emitter.push_timed_transcript(TimedString(""))
             output_emitter.flush()
         if not sent:  # nothing in it was speakable, which is no failure
             output_emitter.push(bytes(SAMPLE_RATE // 50 * 2))
+
+
+@dataclass(eq=False)
+class _Phrase:
+    """A part of a reply, and its sound as it comes: frames, then None or what went wrong."""
+
+    text: str
+    sound: asyncio.Queue[rtc.AudioFrame | Exception | None] = field(default_factory=asyncio.Queue)

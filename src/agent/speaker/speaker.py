@@ -17,9 +17,12 @@ from typing import Protocol
 import numpy as np
 import structlog
 from livekit import rtc
+from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
 from livekit.agents.utils.aio import cancel_and_wait
 from livekit.agents.voice import io
 from numpy.typing import NDArray
+
+from agent.speaker.heard import Transcript
 
 SAMPLE_RATE = 24_000
 CHUNK = SAMPLE_RATE // 50
@@ -55,6 +58,8 @@ class _Segment:
     started: bool = False
     ending: asyncio.TimerHandle | None = None
     on_end: Callable[[int, bool], None] | None = None
+    said: Transcript | None = None
+    """What it says; None where the sound is ready-made and not the session's."""
 
 
 @dataclass(slots=True)
@@ -71,7 +76,8 @@ class Speaker(io.AudioOutput):
 
     Construct it inside the room's event loop; `publish` once; `aclose` last. Positions and lengths are in samples
     of 24 kHz mono unless a name says otherwise. Every utterance, the greeting included, ends in exactly one
-    `on_end(played_samples, interrupted)` or, for the session's own, one `playback_finished`.
+    `on_end(played_samples, interrupted)` or, for the session's own, one `playback_finished`, whose transcript is what
+    was heard of the text that its frames carry (see `Transcript.add`).
     """
 
     def __init__(self, *, track_name: str = "agent") -> None:
@@ -169,7 +175,7 @@ class Speaker(io.AudioOutput):
 
     def stop_recorded(self) -> None:
         """Silence what `play` was given, and nothing else."""
-        recorded = [item for item in self._segments if item.on_end != self._report_finished]
+        recorded = [item for item in self._segments if item.said is None]
         if recorded:
             self._recall()
             for segment in recorded:
@@ -190,13 +196,17 @@ class Speaker(io.AudioOutput):
         if self._discarding:
             return
         if self._session_segment is None:
-            self._session_segment = _Segment(on_end=self._report_finished)
+            self._session_segment = _Segment(said=Transcript(SAMPLE_RATE))
             if not self._segments and self._media is not None and self._audible:
                 self._recall()  # speech begins over media now, not behind what is queued of it
             self._segments.append(self._session_segment)
+        segment = self._session_segment
+        if segment.said is not None:
+            for text in frame.userdata.get(USERDATA_TIMED_TRANSCRIPT) or ():
+                segment.said.add(text, segment.sounded + segment.buffered)
         pcm = np.frombuffer(frame.data, dtype=np.int16)
-        self._session_segment.chunks.append(pcm)
-        self._session_segment.buffered += len(pcm)
+        segment.chunks.append(pcm)
+        segment.buffered += len(pcm)
         self.wake()
 
     def flush(self) -> None:
@@ -311,7 +321,7 @@ class Speaker(io.AudioOutput):
                 return None, None
             if not segment.started:
                 segment.started = True
-                if segment.on_end is not None and segment.on_end == self._report_finished:
+                if segment.said is not None:
                     self.on_playback_started(created_at=time.time())
             pcm = _take(segment, CHUNK)
             segment.sounded += len(pcm)
@@ -340,6 +350,7 @@ class Speaker(io.AudioOutput):
 
     def _finish(self, segment: _Segment, *, interrupted: bool) -> None:
         self._segments.remove(segment)
+        received = segment.sounded + segment.buffered
         segment.chunks.clear()
         segment.buffered = 0
         if segment.ending is not None:
@@ -347,9 +358,13 @@ class Speaker(io.AudioOutput):
             segment.ending = None
         if segment.on_end is not None:
             segment.on_end(segment.sounded, interrupted)
-
-    def _report_finished(self, sounded: int, interrupted: bool) -> None:
-        self.on_playback_finished(playback_position=sounded / SAMPLE_RATE, interrupted=interrupted)
+        if segment.said is not None:
+            self.on_playback_finished(
+                playback_position=segment.sounded / SAMPLE_RATE,
+                interrupted=interrupted,
+                # Without it the session would remember all that was written as said.
+                synchronized_transcript=segment.said.heard(segment.sounded, received),
+            )
 
     def _set_audible(self, audible: bool) -> None:
         self._audible = audible

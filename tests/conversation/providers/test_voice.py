@@ -78,7 +78,7 @@ async def test_speaks_phrase_by_phrase_in_order_beginning_with_the_first_clause(
 ) -> None:
     sound = await scene.speak()
     assert len(sound) / SAMPLE_RATE == pytest.approx(WHOLE, rel=0.05)
-    texts = [call.text for call in main.speech.calls]
+    texts = sorted((call.text for call in main.speech.calls), key=TEXT.index)  # two are asked for at once
     assert texts[0] == "Well hello,"
     assert " ".join(texts) == TEXT
 
@@ -101,6 +101,20 @@ async def test_a_sentence_that_breaks_off_is_finished_by_the_other_voice(
     assert first > 0.5
     assert first + second == pytest.approx(WHOLE, abs=1.0)
     assert_only_ends(main.speech.calls, standby.speech.calls)
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    ["今天我们要一起走进黑暗的大森林里去寻找那只正在睡觉的小熊", "วันนี้เราจะเดินเข้าไปในป่าใหญ่เพื่อตามหาหมีน้อยที่กำลังนอนหลับ"],
+)
+async def test_a_phrase_without_spaces_is_resumed_at_the_character_it_broke_off_at(
+    scene: Scene, main: ProviderServer, standby: ProviderServer, phrase: str
+) -> None:
+    main.speech.behaviour.fail(Fault.STALL, after=16)
+    await scene.speak(phrase)
+    [rest] = [call.text for call in standby.speech.calls]
+    assert phrase.endswith(rest)
+    assert 1 < len(rest) < len(phrase)
 
 
 async def test_when_no_voice_is_left_the_hook_hears_it(
