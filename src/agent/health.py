@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -13,6 +14,7 @@ from typing import Any, Final, Self
 import psutil
 from aiohttp import web
 from livekit.agents import AgentServer
+from livekit.agents.job import RunningJobInfo
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from agent.errors import SettingsError
@@ -31,19 +33,28 @@ MB_OF_WORKER: Final = 400
 """The worker itself, and what all its processes share."""
 CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
 """Where a container reads its own limits (cgroup version 2)."""
-_REASONS: Final = ("identity", "full", "processes", "rate", "device_rate")
+_REASONS: Final = ("identity", "full", "memory", "processes", "rate", "device_rate")
 LOAD_TARGET: Final = 0.6
 """Reported loads stay below this while a room fits: from 0.65 on livekit-server (1.8) sends a worker none."""
 ACCEPTED_S: Final = 6.0
-"""For so long a room that was accepted may wait for its process."""
+"""For so long a room that was accepted may wait for its process, before it counts as one without an agent."""
 WARM_GRACE_S: Final = 10.0
 """For so long no process may be warm before rooms are sent elsewhere: a burst takes them all for a moment."""
 
 
 class WorkerState:
-    """What admission and the health server know of the running worker; lives in the worker's main process."""
+    """What admission and the health server know of the running worker; lives in the worker's main process.
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `free_mb` tells how many MB of memory are left.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        free_mb: Callable[[], int] = lambda: memory_mb()[1],
+    ) -> None:
         self.settings = settings
         self.capacity = settings.max_rooms or default_capacity(settings)
         self.draining = False
@@ -54,7 +65,8 @@ class WorkerState:
         self._clock = clock
         self._warm_at = float("-inf")
         self._server: AgentServer | None = None
-        self._accepted: dict[str, float] = {}
+        self._free_mb = free_mb
+        self._accepted: dict[str, tuple[str, float]] = {}
 
     def attach(self, server: AgentServer) -> None:
         """Follow this server's registration and jobs."""
@@ -64,26 +76,39 @@ class WorkerState:
     @property
     def active(self) -> int:
         """Rooms with a visit now."""
-        return len(self._server.active_jobs) if self._server is not None and self.registered else 0
+        return len(self._jobs())
 
-    def accept(self, room: str) -> None:
-        """A room was accepted; its visit begins as soon as a process is free."""
-        now = self._clock()
-        self._accepted = {name: at for name, at in self._accepted.items() if now - at < ACCEPTED_S}
-        self._accepted[room] = now
+    @property
+    def taken(self) -> int:
+        """Rooms with a visit now, or accepted and waiting for a process."""
+        return self.active + len(self._waiting())
+
+    @contextmanager
+    def accepting(self, job_id: str, room: str) -> Iterator[None]:
+        """Inside, a room is accepted and waits for its process: it takes a place, as one with a visit does."""
+        self._accepted[job_id] = room, self._clock()
         self.idle.arrived()
+        try:
+            yield
+        finally:
+            del self._accepted[job_id]
 
     def rooms(self) -> frozenset[str]:
         """Names of the rooms with a visit now, or about to have one."""
-        jobs = self._server.active_jobs if self._server is not None and self.registered else []
         now = self._clock()
-        accepted = (name for name, at in self._accepted.items() if now - at < ACCEPTED_S)
-        return frozenset([*(job.job.room.name for job in jobs), *accepted])
+        about_to = (room for room, at in tuple(self._accepted.values()) if now - at < ACCEPTED_S)
+        return frozenset([*(job.job.room.name for job in self._jobs()), *about_to])
 
     def agents(self) -> list[str]:
         """Identities of the agents of the visits now."""
-        jobs = self._server.active_jobs if self._server is not None and self.registered else []
-        return [job.accept_arguments.identity for job in jobs]
+        return [job.accept_arguments.identity for job in self._jobs()]
+
+    def _jobs(self) -> list[RunningJobInfo]:
+        return self._server.active_jobs if self._server is not None and self.registered else []
+
+    def _waiting(self) -> set[str]:
+        # A job counts as running a moment before the framework says that it was launched.
+        return set(self._accepted) - {job.job.id for job in self._jobs()}
 
     def can_rescue(self) -> bool:
         """Whether this worker could take a room that nobody serves."""
@@ -116,11 +141,23 @@ class WorkerState:
         Below LOAD_TARGET as long as one fits: from there on LiveKit's server offers a worker no room at all.
         """
         _ = self.warm  # so that readiness knows when one was last warm, however seldom it is asked
-        return LOAD_TARGET * self.active / (self.capacity + 1) if self.has_room() else 1.0
+        return LOAD_TARGET * self.taken / (self.capacity + 1) if self.has_room() else 1.0
 
     def has_room(self) -> bool:
         """Whether one more visit fits, and a process for it can be had."""
-        return not self.draining and self.active < self.capacity and self.pool.able
+        return self.obstacle() is None
+
+    def obstacle(self) -> tuple[str, str] | None:
+        """Why no room can be taken now: a reason to count, and words. None while one can."""
+        if not self.pool.able:
+            return "processes", self.pool.problem
+        if self.draining:
+            return "full", "the worker ends"
+        if self.taken >= self.capacity:
+            return "full", "the worker is full"
+        if self._free_mb() < (len(self._waiting()) + 1) * MB_PER_ROOM:
+            return "memory", "memory is short"
+        return None
 
     def refuse(self, reason: str) -> None:
         """Count a refused room."""
@@ -182,7 +219,10 @@ def cores(group: Path = CONTROL_GROUP) -> float:
 
 
 def memory_mb(group: Path = CONTROL_GROUP) -> tuple[int, int]:
-    """All and free memory in MB, of the machine or of the container where that has less."""
+    """All and free memory in MB, of the machine or of the container where that has less.
+
+    What files are kept in counts as free: it is given back when it is needed.
+    """
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
     try:
@@ -190,6 +230,9 @@ def memory_mb(group: Path = CONTROL_GROUP) -> tuple[int, int]:
         used = int((group / "memory.current").read_text())
     except (OSError, ValueError):
         limit, used = "max", 0
+    with suppress(OSError, ValueError):
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(parts.get("inactive_file", 0)) + int(parts.get("active_file", 0))
     if limit.isdigit() and int(limit) < total:
         total, available = int(limit), max(0, min(available, int(limit) - used))
     return total // 2**20, available // 2**20

@@ -78,10 +78,8 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
             log.warning("room refused", reason=str(error), job_id=request.id)
             await request.reject(terminate=True)
             return
-        if not state.pool.able:
-            await elsewhere(request, "processes", state.pool.problem)
-        elif not state.has_room():
-            await elsewhere(request, "full", "the worker is full")
+        if (obstacle := state.obstacle()) is not None:
+            await elsewhere(request, *obstacle)
         elif not joins.take("worker"):
             await elsewhere(request, "rate", "too many rooms a minute")
         elif not visits.take(device.mac):
@@ -90,8 +88,9 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
             log.warning("room refused", reason="its device comes too often", job_id=request.id)
             await request.reject(terminate=True)
         else:
-            state.accept(request.room.name)
-            await request.accept()
+            # Returns when a process has the job; raises when LiveKit assigns it to none in time, or none can be had.
+            with state.accepting(request.id, request.room.name):
+                await request.accept()
 
     async def elsewhere(request: JobRequest, why: str, reason: str) -> None:
         state.refuse(why)

@@ -311,6 +311,8 @@ def test_a_containers_memory_counts_where_it_is_less(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text(f"{512 * 2**20}\n")
     (tmp_path / "memory.current").write_text(f"{500 * 2**20}\n")
     assert memory_mb(tmp_path) == (512, 12)
+    (tmp_path / "memory.stat").write_text(f"anon 1\nactive_file {30 * 2**20}\ninactive_file {70 * 2**20}\n")
+    assert memory_mb(tmp_path) == (512, 112), "files kept in memory give way"
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_mb(tmp_path)[0] == memory_mb(tmp_path / "none")[0]
 

@@ -35,12 +35,16 @@ async def visit(world: World, **options: object) -> None:
         await device.wait_for_state("speaking", timeout=20)
 
 
-async def finished(world: World, count: int) -> Samples:
+async def until_metrics(world: World, name: str, count: int) -> Samples:
     async with asyncio.timeout(60):
         while True:
             samples = await metrics(world)
-            if total(samples, "toy_visits_finished_total") >= count:
+            if total(samples, name) >= count:
                 return samples
+
+
+async def finished(world: World, count: int) -> Samples:
+    return await until_metrics(world, "toy_visits_finished_total", count)
 
 
 async def test_metrics_add_up_to_what_the_devices_counted_also_for_a_killed_process(start_world: StartWorld) -> None:
@@ -95,13 +99,20 @@ async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_wor
     await world.worker.wait_for_line(lambda line: line.event == "room refused", timeout=20)
     assert total(await metrics(world), "toy_refused_total", reason="identity") == 1
     # Every room that fits is served, one after the other up to the last: the server sends none to a loaded worker.
-    for number in range(1, ROOMS + 1):
+    for number in range(1, ROOMS - 1):
         device = world.device()
         await device.join()
         await device.wait_for_sound(timeout=20)
         samples = await metrics(world)
         assert total(samples, "toy_visits_active") == number
         assert total(samples, "toy_utilisation_ratio") == number / ROOMS
+    # Five come at once where two fit: none is taken on the strength of a place that is already promised.
+    burst = [world.device() for _ in range(5)]
+    await asyncio.gather(*(device.join() for device in burst))
+    await world.worker.wait_for_line(lambda line: line.fields.get("reason") == "the worker is full", timeout=20)
+    samples = await until_metrics(world, "toy_visits_started_total", ROOMS)
+    assert total(samples, "toy_visits_active") == ROOMS
+    assert total(samples, "toy_refused_total", reason="full") >= 1
 
 
 async def test_a_real_prometheus_scrapes_a_running_worker(start_world: StartWorld, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,11 @@ def _state(tmp_path: Path, clock: Clock, **values: object) -> tuple[WorkerState,
     return state, server
 
 
+def running(rooms: int) -> list[Any]:
+    """So many jobs as the framework tells of them."""
+    return [SimpleNamespace(job=SimpleNamespace(id=f"job {number}")) for number in range(rooms)]
+
+
 async def test_ready_needs_a_warm_process_and_forgives_a_burst(tmp_path: Path) -> None:
     clock = Clock()
     state, server = _state(tmp_path, clock)
@@ -87,15 +93,24 @@ async def test_a_worker_with_room_stays_below_the_load_at_which_the_server_sends
     tmp_path: Path, rooms: int, load: float | None
 ) -> None:
     state, server = _state(tmp_path, Clock())
-    server.active_jobs = ["job"] * rooms
+    server.active_jobs = running(rooms)
     assert state.load() == load or (load is None and 0 < state.load() < LOAD_TARGET)
     state.draining = True
     assert state.load() == 1.0
 
 
+async def test_a_room_counts_once_while_it_passes_from_waiting_to_its_process(tmp_path: Path) -> None:
+    state, server = _state(tmp_path, Clock())
+    with state.accepting("job 0", "room"):
+        assert (state.active, state.taken) == (0, 1)
+        server.active_jobs = running(1)
+        assert (state.active, state.taken) == (1, 1)
+    assert state.taken == 1
+
+
 async def test_the_workers_gauges_are_those_of_its_state(tmp_path: Path) -> None:
     state, server = _state(tmp_path, Clock())
-    server.active_jobs = ["a", "b", "c"]
+    server.active_jobs = running(3)
     state.refuse("full")
     async with MetricsHub(tmp_path / "run") as hub:
         hub.sources.append(state.show)

@@ -66,7 +66,8 @@ def test_the_upper_bound_is_never_below_the_lower_and_nothing_is_kept_where_none
     assert most_idle(settings) == bound
     state = WorkerState(settings, clock=Clock())
     for number in range(40):
-        state.accept(f"room {number}")
+        with state.accepting(f"job {number}", f"room {number}"):
+            pass
     assert state.idle.wanted == bound
 
 

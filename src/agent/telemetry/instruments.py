@@ -140,7 +140,10 @@ _ALL: Final = (
     Instrument("toy_visits_capacity", "gauge", "Rooms that fit."),
     Instrument("toy_utilisation_ratio", "gauge", "Share of the capacity in use, 0 to 1."),
     Instrument(
-        "toy_refused", "total", "Rooms refused. reason: identity, full, processes, rate or device_rate.", ("reason",)
+        "toy_refused",
+        "total",
+        "Rooms refused. reason: identity, full, memory, processes, rate or device_rate.",
+        ("reason",),
     ),
     Instrument("toy_rooms_rescued", "counter", "Devices that were alone in their room and were given an agent."),
     Instrument("toy_ready", "gauge", "1 when rooms may come."),
