@@ -3,8 +3,9 @@
 With a server: every third of CATALOGUE_REFRESH seconds it looks at the collections; where the content is another, it
 reads all of it and makes it the current snapshot. A collection that this project loads says when a load is under way
 and which version it holds. One that others fill does not: it is copied only after two looks in a row found the same
-content, so that nobody sees half of their load. Where the server is away, slow, empty or answers nonsense, visits go on
-with the last good copy, the reason is written down for everybody, and the next look comes sooner at first, then later.
+content, so that nobody sees half of their load, and while it is empty what it held before is kept. Where the server is
+away, slow, empty or answers nonsense, visits go on with the last good copy, the reason is written down for everybody,
+and the next look comes sooner at first, then later.
 
 With the embedded library there is nothing to ask; a title index that another release packed is packed again.
 """
@@ -163,11 +164,16 @@ class CatalogueWatcher:
             return ""
         known.looks += 1
         whole = known.looks % _FULL_LOOK_EVERY == 0
+        empty = f"collection {name} in {home.name} is empty: run 'python -m agent catalogue load DIR'"
         if state.version and not whole and (state.version, state.count) == (known.version, known.count):
-            return ""
+            return "" if state.count else empty
         if known.looks == 1 and not state.readable_by_filter:
             home.index_sections(kind)
-        digest = content_digest(home.titles(kind), state)
+        titles = home.titles(kind)
+        digest = content_digest(titles, state)
+        if not titles and state.version is None and self._has_titles(kind):
+            known.seen = digest
+            return empty  # by another program that makes the collection anew, for all that can be told
         settled = known.seen == digest or known.copied is None or state.version is not None
         known.seen = digest
         if digest != known.copied:
@@ -175,9 +181,11 @@ class CatalogueWatcher:
                 return ""
             known.copied = digest
         known.version, known.count = state.version, state.count
-        if state.count == 0:
-            return f"collection {name} in {home.name} is empty: run 'python -m agent catalogue load DIR'"
-        return ""
+        return "" if state.count else empty
+
+    def _has_titles(self, kind: Kind) -> bool:
+        meta = self._stores[kind].meta()
+        return meta is not None and meta.count > 0
 
     def _look_at_disk(self, kind: Kind) -> str:
         store = self._stores[kind]

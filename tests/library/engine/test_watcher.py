@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -268,6 +268,52 @@ def test_a_load_by_others_is_shown_when_it_has_settled(
         watcher.check_blocking()
         cache.refresh()
         assert cache.music.status.titles == len(SONGS) + 3
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_collection_that_others_make_anew_is_played_from_until_it_is_filled(
+    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]], restarted: bool
+) -> None:
+    foreign_fill(server, entries)
+    with ExitStack() as stack:
+        watcher = stack.enter_context(watching(settings))
+        assert watcher.check_blocking()
+        if restarted:
+            watcher = stack.enter_context(watching(settings))
+        cache = prepare(settings)
+        server.drop("xiaozhi_music")
+        server.create("xiaozhi_music", 384)
+        for _ in range(4):
+            assert not watcher.check_blocking()
+            assert cache.music.search_blocking("baa baa black sheep").title is not None
+            assert "collection xiaozhi_music in Qdrant at 127.0.0.1 is empty" in cache.music.status.reason
+        changed = [
+            replace(entry, title=replace(entry.title, title="New " + entry.title.title)) for entry in entries["music"]
+        ]
+        for number, entry in enumerate(changed):
+            server.put("xiaozhi_music", number, entry.vector.tolist(), to_payload(entry.title))
+        assert watcher.check_blocking()
+        assert watcher.check_blocking()
+        found = cache.music.search_blocking("new baa baa black sheep").title
+        assert found is not None
+        assert found.title == "New Baa Baa Black Sheep"
+        assert cache.music.status.reason == ""
+
+
+def test_what_this_library_emptied_is_empty_and_says_so_at_every_look(
+    settings: Settings, server_home: ServerHome, fill: Fill
+) -> None:
+    fill(server_home)
+    with watching(settings) as watcher:
+        assert watcher.check_blocking()
+        cache = prepare(settings)
+        with server_home.loading("music", "all-MiniLM-L6-v2", 384) as loading:
+            loading.remove([title.id for title in SONGS])
+        for _ in range(2):
+            assert not watcher.check_blocking()
+            cache.refresh()
+            assert cache.music.status.titles == 0
+            assert "is empty" in cache.music.status.reason
 
 
 def test_a_change_while_it_is_read_is_not_copied(
