@@ -11,7 +11,8 @@ class Presence:
     """Turns the session's states and the speaker's sound into the contract's `agent_state_changed`.
 
     A device sees `speaking` whenever it hears sound, and its end: never `initializing` again after the first sound,
-    because only `speaking -> listening` ends a speech for it. `send` takes the message.
+    because only `speaking -> listening` ends a speech for it, and never anything else straight after `speaking`.
+    `send` takes the message.
     """
 
     def __init__(self, send: Callable[[Outgoing], None]) -> None:
@@ -38,6 +39,12 @@ class Presence:
             state = "speaking"
         elif state == "initializing" and self._sounded:
             state = "listening"
-        if state != self.shown:
-            old, self.shown = self.shown, state
-            self._send(agent_state_changed(old, state))
+        if state == self.shown:
+            return
+        if self.shown == "speaking" and state != "listening":
+            self._change("listening")
+        self._change(state)
+
+    def _change(self, state: AgentState) -> None:
+        old, self.shown = self.shown, state
+        self._send(agent_state_changed(old, state))
