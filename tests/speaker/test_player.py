@@ -137,6 +137,27 @@ async def test_holds_add_up(world: World) -> None:
     assert world.player.state is State.PLAYING
 
 
+async def test_a_hold_ends_after_its_title(world: World) -> None:
+    world.player.play([A])
+    world.ear.listen(SAMPLE_RATE)
+    for hold in (Hold.DROP, Hold.SPEECH):
+        world.player.pause(hold)
+    assert world.player.stop(fade=False)
+    for hold in (Hold.DROP, Hold.SPEECH):
+        assert not world.player.resume(hold)
+    world.player.play([B])
+    assert world.ear.listen(SAMPLE_RATE) == SAMPLE_RATE
+
+
+async def test_to_end_a_hold_there_is_not_changes_no_sample(world: World) -> None:
+    world.player.play([A])
+    for hold in (Hold.SPEECH, Hold.DROP, Hold.USER):
+        world.ear.listen(SAMPLE_RATE)
+        assert world.player.resume(hold)
+    world.ear.listen(SAMPLE_RATE)
+    assert same(world.ear.sound, noise(12.0, 1)[: 4 * SAMPLE_RATE])
+
+
 async def test_speech_ducks_without_a_step(world: World) -> None:
     world.shelf.sounds[1] = np.full(LENGTH, 10_000, np.int16)
     world.player.play([A])
@@ -235,6 +256,7 @@ async def test_seek_goes_to_the_sample_and_is_no_new_start(world: World) -> None
     assert world.log.told == [("started", 1, "")]
     assert world.player.seek(12_000)
     assert world.player.current == B
+    assert world.log.told[-1] == ("stopped", 1, "ended")
 
 
 async def test_a_missing_title_is_told_and_the_next_plays(world: World) -> None:
@@ -363,6 +385,24 @@ async def test_the_sleep_timer_ends_a_title_held_by_speech(world: World) -> None
     world.clock.now += 6
     world.player.pull(BLOCK)
     assert world.player.state is State.IDLE
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_the_sleep_timer_ends_playing_with_a_title_that_ends_while_it_fades(world: World, breaks: bool) -> None:
+    world.player.play([A, B])
+    world.ear.listen(LENGTH - 2 * SAMPLE_RATE)
+    world.player.sleep_in(0)
+    world.ear.listen(SAMPLE_RATE)
+    if breaks:
+        world.shelf.sources[0].hold_at(LENGTH - SAMPLE_RATE // 2)
+        world.shelf.sources[0].break_with("cut")
+    world.ear.listen(LENGTH)
+    assert world.player.state is State.IDLE
+    assert world.log.told == [("started", 1, ""), ("stopped", 1, "stopped")]
+    world.player.play([C])
+    world.ear.heard.clear()
+    world.ear.listen(SAMPLE_RATE)
+    assert same(world.ear.sound, noise(12.0, 3)[:SAMPLE_RATE])
 
 
 async def test_sleep_after_this_title(world: World) -> None:

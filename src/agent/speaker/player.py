@@ -188,16 +188,20 @@ class MediaPlayer:
     def resume(self, hold: Hold = Hold.USER) -> bool:
         """End a hold; after `stop`, go on where it stopped. False when there is nothing to go on with."""
         if self._track is None:
-            if hold is not Hold.USER or self._stopped_at is None:
+            if hold is not Hold.USER:
+                self._holds.discard(hold)
+                return False
+            if self._stopped_at is None:
                 return False
             self.restore(self._stopped_at, paused=False)
             return True
-        self._holds.discard(hold)
-        if not self._holds:
-            if not self._settling:
-                self._fade_in()
-            self._settling = False
-            self._wake()
+        if hold in self._holds:
+            self._holds.remove(hold)
+            if not self._holds:
+                if not self._settling:
+                    self._fade_in()
+                self._settling = False
+                self._wake()
         return True
 
     def stop(self, *, fade: bool = True) -> bool:
@@ -256,11 +260,11 @@ class MediaPlayer:
         if self._track is None:
             return False
         duration = self.duration_ms
-        if duration is not None and position_ms >= duration:
-            self.next()
-            return True
         self._holds.discard(Hold.USER)
-        self._reload(max(position_ms, 0) * SAMPLE_RATE // 1000)
+        if duration is not None and position_ms >= duration:
+            self._finish(tail=True)
+        else:
+            self._reload(max(position_ms, 0) * SAMPLE_RATE // 1000)
         self._tell()
         self._wake()
         return True
@@ -394,17 +398,22 @@ class MediaPlayer:
         title = track.entry.title
         self._pending.append(lambda: self._events.started(title))
 
-    def _finish(self) -> None:
-        """The current title is over."""
-        self._end(StopReason.ENDED, tail=False)
-        if self._sleep_after_title:
+    def _finish(self, *, tail: bool = False) -> None:
+        """The current title is over; so is playing where the sleep timer has begun to end it, or ends it with it."""
+        asleep = self._dim.target == 0.0
+        self._end(StopReason.STOPPED if asleep else StopReason.ENDED, tail=tail)
+        if asleep or self._sleep_after_title:
             self._sleep_after_title = False
+            self._dim = Ramp(1.0)
             self._queue.clear()
             self._drop_stale_prefetch()
             return
         self._load(self._queue.advance())
 
     def _fail(self, track: Track, error: MediaError) -> None:
+        if self._dim.target == 0.0:
+            self._finish()
+            return
         title = track.entry.title
         self._end(StopReason.BROKEN, tail=False)
         self._report(title, error)
