@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from agent.state import open_database
+from agent.state import open_database, private_dir
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, lane INTEGER);"
 WRITERS = 6
@@ -71,3 +75,34 @@ def test_a_file_that_an_older_release_left_without_a_log_is_taken_over(tmp_path:
     assert connection.execute("SELECT lane FROM items").fetchone() == (7,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+@contextmanager
+def _others_folder(mode: int) -> Iterator[Path]:
+    """A folder that somebody else owns; inside we are not root."""
+    if os.geteuid():
+        yield Path(tempfile.gettempdir()) if mode & stat.S_IWOTH else Path("/")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(mode)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+def test_a_volume_that_is_opened_to_us_and_not_ours_is_used_as_it_is() -> None:
+    with _others_folder(0o777) as folder:
+        before = folder.stat().st_mode
+        assert private_dir(folder) == folder
+        assert folder.stat().st_mode == before
+        with tempfile.TemporaryDirectory(dir=folder) as ours:
+            below = private_dir(Path(ours) / "toy")
+            assert stat.S_IMODE(below.stat().st_mode) == 0o700
+            open_database(below / "new.db", SCHEMA).close()
+
+
+def test_a_folder_that_is_neither_ours_nor_open_to_us_is_refused() -> None:
+    with _others_folder(0o755) as folder, pytest.raises(PermissionError):
+        private_dir(folder)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import tempfile
 from pathlib import Path
 
 
 def private_dir(path: Path) -> Path:
-    """Make `path` with its parents, readable by the owner alone, and return it."""
+    """Make `path` with its parents, readable by the owner alone, and return it.
+
+    One that somebody else owns and has opened to us, as the root of a volume, is used as it is: what is made in it is
+    ours alone all the same. Raises OSError where it cannot be made or written to.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    try:
+        path.chmod(0o700)
+    except PermissionError:
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+            raise
     return path
 
 

@@ -184,7 +184,7 @@ def test_kubernetes_probes_drains_and_scales_by_what_there_is(paths: set[str]) -
     assert scrape["path"] in paths
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     claims = {claim["metadata"]["name"] for claim in found["StatefulSet"]["spec"]["volumeClaimTemplates"]}
-    assert mounts[str(settings.state_dir)] in claims
+    assert mounts[str(settings.state_dir.parent)] in claims, "the volume's root is not the worker's to close"
     assert set(mounts.values()) - claims == {volume["name"] for volume in pod["volumes"]}
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,

@@ -104,13 +104,9 @@ def check_model_files(settings: Settings) -> Finding:
 def check_disk(settings: Settings) -> Finding:
     """STATE_DIR can be written to and has room."""
     folder = settings.state_dir.absolute()
-    existed = folder.exists()
     try:
-        if existed:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        else:
-            private_dir(folder)
+        with tempfile.TemporaryFile(dir=private_dir(folder)):
+            pass
     except OSError as error:
         return failed(
             f"STATE_DIR {folder} cannot be written to: {error.strerror}",
