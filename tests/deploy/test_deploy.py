@@ -16,7 +16,15 @@ import yaml
 from kubernetes_schema import SCHEMAS
 
 from agent.cli import main
-from agent.health import HealthServer, WorkerState
+from agent.health import (
+    MB_OF_WORKER,
+    MB_PER_ROOM,
+    MB_PER_WARM_PROCESS,
+    ROOMS_PER_CORE,
+    HealthServer,
+    WorkerState,
+    most_idle,
+)
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.instruments import INSTRUMENTS
@@ -197,6 +205,13 @@ def test_kubernetes_probes_drains_and_scales_by_what_there_is(paths: set[str]) -
     assert scaler["scaleTargetRef"]["kind"] == "StatefulSet"
     assert scaler["minReplicas"] >= 2, "a worker that drains leaves another one"
     (metric,) = scaler["metrics"]
+    requested = container["resources"]["requests"]
+    assert "cpu" not in container["resources"]["limits"], "so that the capacity cannot be derived from it"
+    assert settings.max_rooms == int(requested["cpu"]) * ROOMS_PER_CORE
+    needed_mb = MB_OF_WORKER + settings.max_rooms * MB_PER_ROOM + most_idle(settings) * MB_PER_WARM_PROCESS
+    assert needed_mb <= int(requested["memory"].removesuffix("Gi")) * 1024
+    target = int(metric["pods"]["target"]["averageValue"].removesuffix("m")) / 1000
+    assert 1 <= settings.max_rooms * target <= settings.max_rooms - 1, "a new worker comes before the others are full"
     assert metric["pods"]["metric"]["name"] in INSTRUMENTS
     adapter = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text())
     assert [rule["name"]["as"] for rule in adapter["rules"]["custom"]] == [metric["pods"]["metric"]["name"]]
