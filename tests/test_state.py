@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.state import open_database, private_dir
+from agent.state import StateDatabase, open_database, private_dir
+from damage_support import damage_table
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, lane INTEGER);"
 WRITERS = 6
@@ -62,6 +63,35 @@ def test_a_file_that_is_not_a_database_is_moved_aside(tmp_path: Path) -> None:
     assert connection.execute("SELECT COUNT(*) FROM items").fetchone() == (0,)
     connection.close()
     assert (tmp_path / "old.db.damaged").read_bytes().startswith(b"not a database")
+
+
+def test_damage_that_two_have_met_costs_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    databases = [StateDatabase(path, SCHEMA) for _ in range(2)]
+    databases[0].run(lambda db: db.execute("INSERT INTO items(lane) VALUES(1)"))
+    databases[0].close()
+    damage_table(path, "items")
+    met = []
+    for database in databases:
+        with pytest.raises(sqlite3.DatabaseError) as raised:
+            database.connection().execute("INSERT INTO items(lane) VALUES(2)")
+        met.append(raised.value)
+    assert databases[0].failed(met[0])
+    databases[0].run(lambda db: db.execute("INSERT INTO items(lane) VALUES(3)"))
+    assert databases[1].failed(met[1]), "it is to be opened anew"
+    for database in databases:
+        assert database.run(lambda db: db.execute("SELECT lane FROM items").fetchall()) == [(3,)]
+        database.close()
+
+
+def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
+    database = StateDatabase(tmp_path / "new.db", SCHEMA)
+    database.run(lambda db: db.execute("INSERT INTO items(lane) VALUES(1)"))
+    for part in tmp_path.iterdir():
+        part.unlink()
+    assert database.run(lambda db: db.execute("SELECT lane FROM items").fetchall()) == []
+    database.close()
+    database.close()
 
 
 def test_a_file_that_an_older_release_left_without_a_log_is_taken_over(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import tenacity
 from aiohttp import web
 
 from agent.briefing.mem0_process import Mem0Process, mem0_socket, open_memory
+from agent.briefing.mem0_server import AddedKeys
 from agent.briefing.memory import Mem0Client, Message
 from agent.errors import Rejected, RemoteError, Unavailable
 from agent.settings import Settings
+from damage_support import damage_table
 from sandbox.faults import Fault, swallow_cut
 from sandbox.openai_chat import ChatApi
 from sandbox.replies import ChatRequest
@@ -109,6 +111,30 @@ async def test_it_remembers_across_its_own_death_and_repeats_add_nothing(
     await again.aclose()
     assert list(home.iterdir()) == [], "nothing is written outside STATE_DIR"
     assert mem0_socket(settings).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_added_keys_outlive_a_disk_that_refuses_and_a_damaged_file(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("no folder")
+    keys = AddedKeys(blocked / "keys.db")
+    assert not keys.known("k1")
+    keys.keep("k1")
+    assert keys.known("k1")
+    assert not keys.known("k2")
+    keys.close()
+
+    path = tmp_path / "keys.db"
+    keys = AddedKeys(path)
+    keys.keep("k1")
+    keys.close()
+    assert AddedKeys(path).known("k1"), "on disk"
+    damage_table(path, "keys")
+    keys = AddedKeys(path)
+    assert not keys.known("k1")
+    keys.keep("k2")
+    keys.close()
+    assert AddedKeys(path).known("k2")
+    assert (tmp_path / "keys.db.damaged").exists()
 
 
 async def test_it_ends_when_the_worker_that_started_it_has_gone(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from agent.conversation.resume import (
 from agent.conversation.resume_redis import RedisResumeStore, TieredResumeStore
 from agent.errors import ResumeError
 from agent.values import DeviceMac
+from damage_support import damage_table
 from sandbox.processes import free_port
 from sandbox.redis_server import RedisServer
 
@@ -186,6 +187,16 @@ def test_without_redis_this_machines_own_are_found(file: SqliteResumeStore, cloc
     store.forget(MAC)
     assert store.load(MAC) is None
     store.close()
+
+
+def test_a_file_damaged_inside_is_begun_anew(file: SqliteResumeStore, tmp_path: Path) -> None:
+    file.save(MAC, 1.0, encode(Snapshot(talk("one"))))
+    file.close()
+    damage_table(tmp_path / "resume.db", "visits")
+    assert file.load(MAC) is None
+    assert file.save(MAC, 2.0, encode(Snapshot(talk("two"))))
+    assert texts(file.load(MAC)) == ["two"]
+    assert (tmp_path / "resume.db.damaged").exists()
 
 
 def test_an_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:

@@ -144,6 +144,17 @@ async def test_what_grew_after_it_was_let_go_is_not_lost(tmp_path: Path, own_red
     shared.close()
 
 
+async def test_a_file_that_cannot_be_asked_does_not_keep_items_from_redis(tmp_path: Path, redis: RedisServer) -> None:
+    (tmp_path / "file").write_text("no folder")
+    where = settings(tmp_path / "file", redis)
+    sink, shared = writers_store(where), shared_store(where)
+    assert shared is not None
+    put(sink, 1)
+    assert shared.stats(["chat"])["chat"].depth == 1
+    sink.close()
+    shared.close()
+
+
 async def test_with_neither_home_it_is_said(tmp_path: Path, own_redis: RedisServer) -> None:
     (tmp_path / "file").write_text("no folder")
     sink = writers_store(settings(tmp_path / "file", own_redis))

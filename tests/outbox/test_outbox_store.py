@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from agent.outbox.items import DELIVERED_KEPT_S, MAX_BODY_BYTES, Lane, OutboxIte
 from agent.outbox.redis import RedisOutbox
 from agent.outbox.reserve import RESERVE_BYTES, DiskReserve
 from agent.outbox.sqlite import SqliteOutbox
+from damage_support import damage_table
 from sandbox.redis_server import RedisServer
 
 Store = SqliteOutbox | RedisOutbox
@@ -233,6 +235,36 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path, file: SqliteOutbox) -> No
     assert (tmp_path / "outbox.db.damaged").exists()
 
 
+@pytest.mark.parametrize("table", ["items", "lanes", "delivered", "counters", "items_age"])
+def test_a_file_damaged_inside_is_moved_aside_with_what_waited(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "outbox.db"
+    before = SqliteOutbox(path)
+    before.add([line("aa", number) for number in range(20)])
+    before.close()
+    damage_table(path, table)
+    writer, courier = SqliteOutbox(path), SqliteOutbox(path)
+    for _ in range(2):  # whoever meets it first is told so
+        with contextlib.suppress(OutboxError):
+            courier.prune()
+            courier.stats(["chat"])
+    assert writer.add([line("bb", 1)]) == 1
+    assert courier.claim("me", "chat", 5, 10) == [Lane("chat", "bb")]
+    assert drain(courier, Lane("chat", "bb")) == ["1"]
+    assert (tmp_path / "outbox.db.damaged").exists()
+    writer.close()
+    courier.close()
+
+
+def test_what_is_put_into_a_file_damaged_inside_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    before = SqliteOutbox(path)
+    before.add([line("aa", 1)])
+    before.close()
+    damage_table(path, "items")
+    assert SqliteOutbox(path).add([line("aa", 2)]) == 1
+    assert (tmp_path / "outbox.db.damaged").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -249,9 +281,7 @@ def test_a_path_that_is_no_folder_is_a_typed_error(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_typed_error_and_leaves_the_rest_whole(file: SqliteOutbox, tmp_path: Path) -> None:
     file.add([line("aa", 1)])
     full = SqliteOutbox(tmp_path / "outbox.db")
-    full.stats([])
-    assert full._connection is not None
-    full._connection.execute("PRAGMA max_page_count=1")
+    full._database.connection().execute("PRAGMA max_page_count=1")
     with pytest.raises(OutboxError, match="full"):
         full.add([OutboxItem.of("chat", "aa", {"text": "x" * 100_000})])
     assert file.stats(["chat"])["chat"].depth == 1
@@ -306,9 +336,7 @@ def test_room_is_kept_on_the_disk_for_what_comes_when_it_is_full(file: SqliteOut
     file.prune()
     assert blocks(reserve) >= RESERVE_BYTES
     full = SqliteOutbox(tmp_path / "outbox.db")
-    full.stats([])
-    assert full._connection is not None
-    full._connection.execute("PRAGMA max_page_count=1")
+    full._database.connection().execute("PRAGMA max_page_count=1")
     assert full.add([OutboxItem.of("chat", "aa", {"text": "x" * 100_000})]) == 1
     assert not reserve.exists()
     file.prune()

@@ -25,6 +25,7 @@ from agent.telemetry.cost import (
     spent_on,
 )
 from agent.telemetry.hub import MetricsHub
+from damage_support import damage_table
 from sandbox.processes import REPO
 
 NOW = 1_800_000_000.0
@@ -180,6 +181,18 @@ async def test_damaged_books_are_set_aside_and_nothing_stops(tmp_path: Path) -> 
         assert total(samples, "toy_metric_records_total", result="refused") == 1
     assert ledger.failures == 0
     assert len(read_costs(path, days=1)) == 1
+
+
+async def test_books_damaged_inside_are_set_aside_without_losing_the_entry(tmp_path: Path) -> None:
+    path, record = tmp_path / "cost.db", ["u", "2027-01-15", "dev-a", {"service": "llm", "model": "writer"}, 1]
+    async with MetricsHub(tmp_path / "run") as hub, CostLedger(path, hub, wall=lambda: NOW):
+        hub.take(record)
+    damage_table(path, "cost")
+    async with MetricsHub(tmp_path / "run") as hub, CostLedger(path, hub, wall=lambda: NOW) as ledger:
+        hub.take(record)
+        hub.take(record)
+    assert ledger.failures == 0
+    assert spent_on(path, "2027-01-15", "dev-a") == 2
 
 
 async def test_books_that_cannot_be_written_cost_the_entry_only(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import structlog
 from agent.briefing.profile import Part
 from agent.errors import Unavailable
 from agent.settings import Settings
-from agent.state import is_damage, open_database, set_aside
+from agent.state import StateDatabase
 from agent.values import DeviceMac
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class SqliteCache:
         self._scope = hashlib.sha256(scope.encode()).hexdigest()[:16]
         self._max_age = max_age
         self._clock = clock
-        self._connection: sqlite3.Connection | None = None
+        self._database = StateDatabase(path, _SCHEMA, timeout=_LOCK_TIMEOUT)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="briefing-cache")
 
     async def read(self, mac: DeviceMac) -> Mapping[Part, Entry]:
@@ -122,46 +122,23 @@ class SqliteCache:
     async def aclose(self) -> None:
         """Close after what has been begun; a disk that hangs is not waited for longer than 1.5 s."""
         try:
-            closed = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            closed = asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
         except RuntimeError:  # already shut down
             return
         self._thread.shutdown(wait=False)
         try:
             await asyncio.wait_for(closed, _WRITE_DEADLINE)
-        except (TimeoutError, sqlite3.Error) as error:
-            _log.warning("briefing cache did not close", reason=type(error).__name__)
+        except TimeoutError:
+            _log.warning("briefing cache did not close")
 
     async def _run(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+            running = asyncio.get_running_loop().run_in_executor(self._thread, self._database.run, work)
             return await asyncio.wait_for(running, deadline)
         except TimeoutError:
             raise Unavailable(f"the briefing cache did not answer within {deadline:g} s") from None
         except (sqlite3.Error, OSError, RuntimeError) as error:  # RuntimeError: the thread has been shut down
             raise Unavailable(f"the briefing cache cannot be used: {type(error).__name__}: {error}") from None
-
-    # Below: in the thread.
-
-    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            return work(self._open())
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            _log.warning("briefing cache is damaged: beginning a new one", reason=str(error))
-        self._close()
-        set_aside(self._path)
-        return work(self._open())
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = open_database(self._path, _SCHEMA, timeout=_LOCK_TIMEOUT)
-        return self._connection
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
 
     def _purge(self, db: sqlite3.Connection, now: float) -> int:
         for part in self._path.parent.glob(f"{self._path.name}*.damaged"):

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from agent.briefing.mem0_process import mem0_socket
 from agent.settings import Settings
-from agent.state import open_database, private_dir
+from agent.state import StateDatabase, private_dir
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +33,8 @@ COLLECTION: Final = "toy_memories"
 LLM_TIMEOUT_S: Final = 40.0
 _LOCK_POLL_S: Final = 1.0
 _KEYS_KEPT_S: Final = 14 * 86400.0
+_KEYS_AT_HAND: Final = 10_000
+_KEYS_SCHEMA: Final = "CREATE TABLE IF NOT EXISTS keys(key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID"
 _EXTRACTION: Final = (
     "The user is a child talking to a toy. Keep what a friend would remember: name, family, pets, likes, fears, "
     "wishes, plans, events, promises. Do not keep addresses, telephone numbers, schools or passwords."
@@ -149,10 +151,54 @@ class _Add(BaseModel):
     metadata: dict[str, str] = {}
 
 
+class AddedKeys:
+    """The keys of what was added: on disk for two weeks, the latest in memory as well, for a disk that refuses.
+
+    Blocks; one thread at a time. Never raises: an add that was not noted is better than none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = StateDatabase(path, _KEYS_SCHEMA)
+        self._latest: dict[str, None] = {}
+
+    def known(self, key: str) -> bool:
+        """Whether it was kept."""
+        if key in self._latest:
+            return True
+        try:
+            return self._database.run(lambda db: _has(db, key))
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("mem0_keys_unusable", error=str(error))
+            return False
+
+    def keep(self, key: str) -> None:
+        """It is known from now on."""
+        self._latest[key] = None
+        while len(self._latest) > _KEYS_AT_HAND:
+            del self._latest[next(iter(self._latest))]
+        try:
+            self._database.run(lambda db: _note(db, key, time.time()))
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("mem0_keys_unusable", error=str(error))
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._database.close()
+
+
+def _has(db: sqlite3.Connection, key: str) -> bool:
+    return db.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
+
+
+def _note(db: sqlite3.Connection, key: str, now: float) -> None:
+    db.execute("INSERT OR IGNORE INTO keys VALUES(?, ?)", (key, now))
+    db.execute("DELETE FROM keys WHERE at < ?", (now - _KEYS_KEPT_S,))
+
+
 class Mem0Server:
     """Answers search and add of the contract from one `AsyncMemory`; 503 until it is built.
 
-    Keys of `Idempotency-Key` are kept on disk for two weeks, so that a repeat adds nothing. One `add` at a time.
+    Keys of `Idempotency-Key` are kept, so that a repeat adds nothing. One `add` at a time.
     """
 
     def __init__(self, settings: Settings, embedder: TextEmbedder) -> None:
@@ -160,13 +206,10 @@ class Mem0Server:
         self._embedder = embedder
         self._memory: Any = None
         self._adding = asyncio.Lock()
-        self._keys: sqlite3.Connection | None = None
+        self._keys = AddedKeys(settings.state_dir / "mem0" / "keys.db")
 
     async def build(self) -> None:
         """Make the memory, off the loop; until then every call gets 503."""
-        path = self._settings.state_dir / "mem0" / "keys.db"
-        schema = "CREATE TABLE IF NOT EXISTS keys(key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID"
-        self._keys = await asyncio.to_thread(open_database, path, schema)
         self._memory = await asyncio.to_thread(build_memory, self._settings, self._embedder)
         _log.info("mem0_ready", qdrant="server" if self._settings.qdrant_url else "embedded")
 
@@ -180,8 +223,7 @@ class Mem0Server:
 
     async def aclose(self) -> None:
         """Close the key file and Mem0's own files."""
-        if self._keys is not None:
-            await asyncio.to_thread(self._keys.close)
+        await asyncio.to_thread(self._keys.close)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.db.close)
             await asyncio.to_thread(self._memory.vector_store.client.close)
@@ -212,7 +254,7 @@ class Mem0Server:
             return _refused(error)
         key = request.headers.get("Idempotency-Key", "")
         async with self._adding:
-            if key != "" and await asyncio.to_thread(self._known, key):
+            if key != "" and await asyncio.to_thread(self._keys.known, key):
                 return web.json_response({"results": [], "repeated": True})
             try:
                 added = await self._memory.add(
@@ -221,17 +263,8 @@ class Mem0Server:
             except Exception as error:  # noqa: BLE001 — as above; the outbox tries again
                 return _unavailable(type(error).__name__)
             if key:
-                await asyncio.to_thread(self._keep, key)
+                await asyncio.to_thread(self._keys.keep, key)
         return web.json_response({"results": [{"event": item["event"]} for item in added["results"]]})
-
-    def _known(self, key: str) -> bool:
-        assert self._keys is not None  # built together with the memory
-        return self._keys.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
-
-    def _keep(self, key: str) -> None:
-        assert self._keys is not None
-        self._keys.execute("INSERT OR IGNORE INTO keys VALUES(?, ?)", (key, time.time()))
-        self._keys.execute("DELETE FROM keys WHERE at < ?", (time.time() - _KEYS_KEPT_S,))
 
 
 async def serve(settings: Settings, embedder: TextEmbedder, stop: asyncio.Event) -> None:

@@ -7,11 +7,11 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 from livekit.agents.llm import ChatContext
@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.errors import ResumeError
 from agent.settings import Settings
-from agent.state import open_database
+from agent.state import StateDatabase
 from agent.values import DeviceMac
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -118,12 +120,11 @@ class SqliteResumeStore:
         devices_max: int = DEVICES_MAX,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
+        self._database = StateDatabase(path, _SCHEMA)
         self._window_s = window_s
         self._devices_max = devices_max
         self._clock = clock
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
 
     @property
     def enabled(self) -> bool:
@@ -134,8 +135,7 @@ class SqliteResumeStore:
         """See ResumeStore."""
         if not self.enabled:
             return None
-        with self._open() as db:
-            row = db.execute("SELECT saved_at, body FROM visits WHERE mac = ?", (mac,)).fetchone()
+        row = self._run(lambda db: db.execute("SELECT saved_at, body FROM visits WHERE mac = ?", (mac,)).fetchone())
         if row is None:
             return None
         # A clock that was set back makes no conversation younger than now.
@@ -152,7 +152,8 @@ class SqliteResumeStore:
         if not self.enabled:
             return False
         now = self._clock()
-        with self._open() as db:
+
+        def write(db: sqlite3.Connection) -> int:
             saved = db.execute(
                 "INSERT INTO visits VALUES(?, ?, ?, ?) ON CONFLICT(mac) DO UPDATE SET began_at = excluded.began_at, "
                 "saved_at = excluded.saved_at, body = excluded.body WHERE excluded.began_at >= visits.began_at",
@@ -163,34 +164,25 @@ class SqliteResumeStore:
                 "DELETE FROM visits WHERE mac IN (SELECT mac FROM visits ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
                 (self._devices_max,),
             )
-        return bool(saved)
+            return saved
+
+        return bool(self._run(write))
 
     def forget(self, mac: DeviceMac) -> None:
         """See ResumeStore."""
-        with self._open() as db:
-            db.execute("DELETE FROM visits WHERE mac = ?", (mac,))
+        self._run(lambda db: db.execute("DELETE FROM visits WHERE mac = ?", (mac,)))
 
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
-            self._close()
+            self._database.close()
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
             try:
-                if self._connection is None:
-                    self._connection = open_database(self._path, _SCHEMA)
-                yield self._connection
+                return self._database.run(work)
             except (sqlite3.Error, OSError) as error:
-                self._close()
                 raise ResumeError(f"conversations cannot be kept or found: {error}") from error
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
 
 
 def resume_store(settings: Settings) -> ResumeStore:

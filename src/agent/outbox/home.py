@@ -97,7 +97,11 @@ class SpooledOutbox:
         with self._lock:
             self._growing.update(item.key for item in items if item.hold_s)
             if self._spooling:
-                self._spooling = bool(self._file.stats([FORWARD])[FORWARD].depth)
+                try:
+                    self._spooling = bool(self._file.stats([FORWARD])[FORWARD].depth)
+                except OutboxError as error:
+                    log.warning("what waits in the outbox's file cannot be told", error=str(error))
+                    return self._shared.add(items)
             if not self._spooling:
                 try:
                     return self._shared.add(items)

@@ -14,7 +14,7 @@ from typing import Final
 from agent.errors import OutboxError
 from agent.outbox.items import CLOCK_SLACK_S, DEAD_KEPT, DELIVERED_KEPT_S, Lane, OutboxItem, OutboxStats
 from agent.outbox.reserve import DiskReserve
-from agent.state import open_database
+from agent.state import StateDatabase, is_damage
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS items(
@@ -53,7 +53,8 @@ WHERE NOT EXISTS(SELECT 1 FROM items WHERE kind = ?1 AND lane = ?2 AND attempts 
 
 
 class SqliteOutbox:
-    """An `OutboxStore` in `path`; opened at first use, and again when the file was replaced.
+    """An `OutboxStore` in `path`; opened at first use, and again when the file was replaced. A damaged file is moved
+    aside as soon as that is noticed, with what waited in it.
 
     `max_age_s` and `max_items` bound what waits. With `durable` each commit reaches the disk (synchronous=FULL:
     a loss of power loses nothing); without, it survives a kill of the process, which is enough for the courier,
@@ -72,22 +73,21 @@ class SqliteOutbox:
         clock: Callable[[], float] = time.time,
         reserve: DiskReserve | None = None,
     ) -> None:
-        self._path = path
+        # Each commit of what visits put reaches the disk.
+        schema = _SCHEMA + "PRAGMA synchronous=FULL;" if durable else _SCHEMA
+        self._database = StateDatabase(path, schema, timeout=lock_timeout_s)
         self._reserve = reserve or DiskReserve(path.with_name(f"{path.name}.reserve"))
         self._max_age_s = max_age_s
         self._max_items = max_items
-        self._durable = durable
-        self._lock_timeout_s = lock_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
 
     def add(self, items: Sequence[OutboxItem]) -> int:
         try:
             return self._add(items)
         except OutboxError as error:
-            if not (_disk_is_full(error.__cause__) and self._reserve.release()):
+            # A damaged file has been moved aside by now.
+            if not is_damage(error.__cause__) and not (_disk_is_full(error.__cause__) and self._reserve.release()):
                 raise
         return self._add(items)
 
@@ -234,7 +234,7 @@ class SqliteOutbox:
 
     def close(self) -> None:
         with self._lock:
-            self._close()
+            self._database.close()
 
     def _drop_surplus(self, db: sqlite3.Connection) -> int:
         # The span of row ids is an upper bound for their number that costs two index look-ups.
@@ -257,9 +257,9 @@ class SqliteOutbox:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                yield self._open()
+                yield self._database.connection()
             except (sqlite3.Error, OSError) as error:
-                self._close()
+                self._database.failed(error)
                 raise OutboxError(f"the outbox cannot be read or written: {error}") from error
 
     @contextlib.contextmanager
@@ -273,25 +273,6 @@ class SqliteOutbox:
                     db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is not None:
-            with contextlib.suppress(FileNotFoundError):
-                if self._path.stat().st_ino == self._inode:
-                    return self._connection
-            self._close()
-        connection = open_database(self._path, _SCHEMA, timeout=self._lock_timeout_s)
-        self._connection = connection
-        if self._durable:
-            connection.execute("PRAGMA synchronous=FULL")
-        self._inode = self._path.stat().st_ino
-        return connection
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

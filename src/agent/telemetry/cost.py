@@ -22,7 +22,7 @@ from livekit.agents.metrics import AgentMetrics, LLMMetrics, RealtimeModelMetric
 
 from agent.prices import Price
 from agent.settings import Settings
-from agent.state import open_database
+from agent.state import StateDatabase
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.meter import Meter, Record, meter
 
@@ -243,11 +243,10 @@ class CostLedger:
     """
 
     def __init__(self, path: Path, hub: MetricsHub, *, wall: Callable[[], float] = time.time) -> None:
-        self._path = path
+        self._database = StateDatabase(path, _SCHEMA)
         self._hub = hub
         self._wall = wall
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cost-ledger")
-        self._db: sqlite3.Connection | None = None
         self.failures = 0
 
     async def __aenter__(self) -> Self:
@@ -259,7 +258,7 @@ class CostLedger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hub.on_usage = None
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
         self._thread.shutdown()
 
     def take(self, record: Record) -> None:
@@ -296,29 +295,17 @@ class CostLedger:
 
     def _write(self, row: tuple[Any, ...]) -> None:
         try:
-            self._open().execute(_ADD, row)
+            self._database.run(lambda db: db.execute(_ADD, row))
         except (sqlite3.Error, OSError) as error:
             self.failures += 1
-            self._close()
             log.error("a cost could not be written down", error=str(error), cost=row[-1])
 
     def _tidy(self) -> None:
         oldest = day_of(self._wall() - _KEPT_DAYS * 86400)
         try:
-            self._open().execute("DELETE FROM cost WHERE day < ?", (oldest,))
+            self._database.run(lambda db: db.execute("DELETE FROM cost WHERE day < ?", (oldest,)))
         except (sqlite3.Error, OSError) as error:
-            self._close()
             log.error("the books of costs cannot be opened", error=str(error))
-
-    def _open(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = open_database(self._path, _SCHEMA)
-        return self._db
-
-    def _close(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            db.close()
 
 
 def read_costs(path: Path, days: int, *, wall: Callable[[], float] = time.time) -> list[dict[str, Any]]:
