@@ -166,7 +166,7 @@ def visits() -> dict[str, Any]:
 
 def services() -> dict[str, Any]:
     """What visits lean on."""
-    missed = rate("toy_service_cache", "service", 'result="miss"')
+    hits = rate("toy_service_cache", "service", 'result="hit"')
     return dashboard(
         "toy-services",
         "Toy: services and load",
@@ -181,9 +181,10 @@ def services() -> dict[str, Any]:
             lines("Manager API call time", "s", {"{{call}} p95": p(0.95, "toy_api_call_seconds", "call")}),
             lines("Whole briefing", "s", {"{{mode}} p95": p(0.95, "toy_briefing_fetch_seconds", "mode")}),
             lines(
-                "Service cache misses",
+                "Service cache hit rate",
                 "percentunit",
-                {"{{service}}": f"{missed} / {rate('toy_service_cache', 'service')}"},
+                {"{{service}}": f"{hits} / {rate('toy_service_cache', 'service')}"},
+                "How many visits found each service ready in their process; music and stories are where they have titles.",
             ),
             lines(
                 "Provider errors",

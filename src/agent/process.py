@@ -63,15 +63,21 @@ class Kit:
 
     @property
     def warm(self) -> dict[str, bool]:
-        """Whether each service is ready in this process."""
-        return {
+        """Whether each service is ready in this process now; songs and stories where they have a place to be played
+        from.
+        """
+        settings, library = self.shared.settings, self.shared.library
+        ready = {
             "greetings": bool(self.shared.bank.recordings),
             "vad": self.shared.vad is not None,
             "engine": self.engine is not None,
-            "library": self.shared.library is not None,
             "providers": self.shared.plan is not None,
             "prompt": self.shared.writer is not None,
         }
+        if settings.media_base_url is not None or settings.catalogue_dir is not None:
+            ready["music"] = library is not None and library.music.ready
+            ready["stories"] = library is not None and library.stories.ready
+        return ready
 
     @classmethod
     def of(cls, proc: JobProcess) -> Kit:

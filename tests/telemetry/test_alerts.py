@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from telemetry_support import prometheus
+from telemetry_support import parse, prometheus, scrape
 
+from agent import errors
+from agent.briefing.profile import Part
+from agent.telemetry.hub import MetricsHub
+from agent.telemetry.instruments import INSTRUMENTS
 from sandbox.processes import REPO
 
 RULES = REPO / "deploy" / "prometheus" / "rules.yml"
@@ -42,8 +48,15 @@ CASES: list[tuple[str, str, dict[str, str], bool]] = [
     ("ToyGreetingSlow", "one in 50 is slow", _histogram("toy_greeting_seconds", 98, 2, edge="3.0"), False),
     ("ToyGreetingSlow", "nobody comes", _histogram("toy_greeting_seconds", 0, 0, edge="3.0"), False),
     ("ToyServiceCacheMisses", "a fifth misses", {_CACHE("hit"): "0+80x60", _CACHE("miss"): "0+20x60"}, True),
+    ("ToyServiceCacheMisses", "the first ones", {_CACHE("hit"): "0+1x60", _CACHE("miss"): "0x20 5x40"}, True),
     ("ToyServiceCacheMisses", "one in 20 misses", {_CACHE("hit"): "0+95x60", _CACHE("miss"): "0+5x60"}, False),
     ("ToyApiErrors", "3 % fail", {_CALLS("ok", "live"): "0+97x60", _CALLS("Unavailable", "default"): "0+3x60"}, True),
+    (
+        "ToyApiErrors",
+        "the first ones",
+        {_CALLS("ok", "live"): "0+1x60", _CALLS("Unavailable", "last_known"): "0x20 5x40"},
+        True,
+    ),
     (
         "ToyApiErrors",
         "1 % fails",
@@ -100,16 +113,28 @@ CASES: list[tuple[str, str, dict[str, str], bool]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> set[Any]:
+    """The series that a worker shows before anything has happened."""
+    return set(asyncio.run(scrape(MetricsHub(tmp_path_factory.mktemp("hub")))))
+
+
+def _as_shown(series: str, values: str, shown: set[Any]) -> str:
+    """What Prometheus gets of a counter: a series that a new worker does not show is not there while it is 0."""
+    (key,) = parse(f"{series} 0\n")
+    return values if key in shown or not key[0].endswith("_total") else re.sub(r"^0x", "_x", values)
+
+
 @pytest.mark.parametrize(("alert", "case", "series", "fires"), CASES, ids=[f"{case[0]}: {case[1]}" for case in CASES])
 def test_an_alert_fires_or_stays_silent(
-    tmp_path: Path, alert: str, case: str, series: dict[str, str], fires: bool
+    tmp_path: Path, shown: set[Any], alert: str, case: str, series: dict[str, str], fires: bool
 ) -> None:
     program = prometheus("promtool")
     # Whether it fires is read from Prometheus' own series of alerts, whatever its labels and words.
     expression = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
     test: dict[str, Any] = {
         "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "input_series": [{"series": name, "values": _as_shown(name, values, shown)} for name, values in series.items()],
         "promql_expr_test": [
             {
                 "expr": expression,
@@ -137,3 +162,9 @@ def test_promtool_finds_the_files_right(arguments: tuple[str, str]) -> None:
     file = RULES.with_name(arguments[1])
     done = subprocess.run([program, "check", arguments[0], str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_call_of_a_briefing_is_shown_before_it_first_fails() -> None:
+    known = INSTRUMENTS["toy_api_calls"].known
+    assert {call for call, _, _ in known} == {part.value for part in Part}
+    assert {result for _, result, _ in known if result != "ok"} <= set(vars(errors))

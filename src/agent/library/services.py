@@ -186,7 +186,7 @@ class LibraryService:
 
 
 class ServiceCache:
-    """The two services of a process. `music` and `stories` count a hit where the service is ready, else a miss."""
+    """The two services of a process."""
 
     def __init__(self, settings: Settings, embedder: Embedder | None, embedder_problem: str) -> None:
         self._settings = settings
@@ -199,28 +199,20 @@ class ServiceCache:
         }
         self._executor: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self.hits = 0
-        self.misses = 0
 
     @property
     def music(self) -> LibraryService:
         """The music service."""
-        return self._take("music")
+        return self._services["music"]
 
     @property
     def stories(self) -> LibraryService:
         """The story service."""
-        return self._take("story")
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of takings that found the service ready, 0 to 1; 1 before the first."""
-        taken = self.hits + self.misses
-        return self.hits / taken if taken else 1.0
+        return self._services["story"]
 
     @property
     def status(self) -> dict[str, ServiceStatus]:
-        """How each service is, by its kind; does not count as a taking."""
+        """How each service is, by its kind."""
         return {kind: service.status for kind, service in self._services.items()}
 
     def refresh(self) -> None:
@@ -234,14 +226,6 @@ class ServiceCache:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
-
-    def _take(self, kind: Kind) -> LibraryService:
-        service = self._services[kind]
-        ready = service.ready
-        with self._lock:
-            self.hits += ready
-            self.misses += not ready
-        return service
 
     def _home_reason(self, kind: Kind) -> str:
         found = read_status(self._root).get(kind)

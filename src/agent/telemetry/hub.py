@@ -80,6 +80,8 @@ class MetricsHub:
             self._metrics[instrument.name] = Gauge(*about, registry=self.registry)
         elif instrument.kind == "histogram":
             self._metrics[instrument.name] = Histogram(*about, buckets=instrument.buckets, registry=self.registry)
+        for labels in instrument.known:
+            self._child(instrument.name, dict(zip(instrument.labels, labels, strict=True)))
 
     # Its life
 

@@ -7,6 +7,7 @@ scraped. Labels take few values: what comes from outside is first reduced to wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Literal
 
 GREETING_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -17,14 +18,33 @@ VISIT_BUCKETS: Final = (5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """A metric. `total` is a counter that is kept elsewhere and only shown here; `buckets` are for histograms."""
+    """A metric. `total` is a counter that is kept elsewhere and only shown here; `buckets` are for histograms.
+
+    `known` are label values, in the order of `labels`, that are shown from the start, as nothing: Prometheus sees an
+    increase only in a series that was there before.
+    """
 
     name: str
     kind: Literal["counter", "histogram", "gauge", "total"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ()
 
+
+_ERRORS: Final = ("Unavailable", "RateLimited", "Unauthorised", "Malformed", "Rejected")
+_API_CALLS: Final = tuple(
+    (call, result, source)
+    for call in ("agent_id", "prompt", "models", "child")
+    for result, source in (
+        ("ok", "live"),
+        ("ok", "cached"),
+        ("NotFound", "live"),
+        ("MustBindFirst", "live"),
+        *product(_ERRORS, ("last_known", "default")),
+    )
+)
+_SERVICES: Final = ("greetings", "vad", "engine", "music", "stories", "providers", "prompt")
 
 _ALL: Final = (
     # How fast a child is served
@@ -71,6 +91,7 @@ _ALL: Final = (
         "counter",
         "Visits that are over. outcome: ended, or lost with the process.",
         ("outcome",),
+        known=(("ended",), ("lost",)),
     ),
     # What a visit asks of others
     Instrument(
@@ -79,19 +100,23 @@ _ALL: Final = (
         "The whole briefing. mode: parallel or serial.",
         ("mode",),
         CALL_BUCKETS,
+        known=(("parallel",), ("serial",)),
     ),
     Instrument(
         "toy_api_calls",
         "counter",
         "Answers of the Manager API to a briefing's questions. result: ok or the kind of error. source: what was used.",
         ("call", "result", "source"),
+        known=_API_CALLS,
     ),
     Instrument("toy_api_call_seconds", "histogram", "Manager API calls, retries included.", ("call",), CALL_BUCKETS),
     Instrument(
         "toy_service_cache",
         "counter",
-        "Whether a visit found a service warm in its process. result: hit or miss.",
+        "Whether a visit found a service ready in its process. result: hit or miss. service: music and stories where "
+        "there is a place to play from.",
         ("service", "result"),
+        known=tuple(product(_SERVICES, ("hit", "miss"))),
     ),
     Instrument(
         "toy_provider_errors", "counter", "Failed calls of speech, model and voice.", ("kind", "provider", "error")
@@ -133,7 +158,13 @@ _ALL: Final = (
     Instrument("toy_usage_speech_seconds", "counter", "Sound heard (stt) and spoken (tts).", ("service", "model")),
     Instrument("toy_usage_characters", "counter", "Characters spoken.", ("model",)),
     Instrument("toy_cost", "counter", "Price of what was used, in the currency of PRICES.", ("service", "model")),
-    Instrument("toy_budget_exhausted", "counter", "Visits whose budget ended. scope: visit or day.", ("scope",)),
+    Instrument(
+        "toy_budget_exhausted",
+        "counter",
+        "Visits whose budget ended. scope: visit or day.",
+        ("scope",),
+        known=(("visit",), ("day",)),
+    ),
     # The house
     Instrument("toy_loop_lag_seconds", "histogram", "How late event loops wake up.", ("process",), LAG_BUCKETS),
     Instrument("toy_visits_active", "gauge", "Rooms with a visit now."),
