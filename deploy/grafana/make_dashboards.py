@@ -184,7 +184,7 @@ def services() -> dict[str, Any]:
                 "Service cache hit rate",
                 "percentunit",
                 {"{{service}}": f"{hits} / {rate('toy_service_cache', 'service')}"},
-                "How many visits found each service ready in their process; music and stories are where they have titles.",
+                "Visits that found each service ready in their process; music and stories are where they have titles.",
             ),
             lines(
                 "Provider errors",
