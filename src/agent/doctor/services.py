@@ -79,7 +79,7 @@ async def check_library(settings: Settings) -> Finding:
         finally:
             home.close()
         told = ", ".join(
-            f"{names[kind]}: {state.count} titles" if state.exists else f"{names[kind]}: missing"
+            f"{names[kind]}: {state.count} titles" if state.exists else f"{names[kind]}: {state.damage or 'missing'}"
             for kind, state in states.items()
         )
         try:

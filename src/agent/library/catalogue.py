@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from agent.errors import ToyError
+from agent.errors import LibraryError, ToyError
 from agent.library import ingest, model_files
 from agent.library.catalogue_files import FOLDERS, CatalogueFiles, printable, read_catalogue
 from agent.library.embedding import Embedder
 from agent.library.home import Home
 from agent.library.homes import open_home
+from agent.library.requests import Sections
 from agent.library.services import prepare
 from agent.library.titles import KINDS, Kind, Title, embedded_text
 from agent.library.watcher import CatalogueWatcher
@@ -135,11 +136,14 @@ def _list(arguments: argparse.Namespace, settings: Settings, out: Console) -> in
     titles: list[Title] = []
     with _home(settings) as home:
         for kind in _kinds(arguments):
-            if home.state(kind).exists:
+            state = home.state(kind)
+            if state.damage:
+                raise LibraryError(state.damage)
+            if state.exists:
                 titles += home.titles(kind)
     if arguments.section:
-        wanted = arguments.section.casefold()
-        titles = [title for title in titles if title.section.casefold() == wanted]
+        wanted = Sections.of(title.section for title in titles).resolve(arguments.section)
+        titles = [title for title in titles if title.section == wanted]
     titles.sort(key=lambda title: (title.kind, title.section, title.title))
     if arguments.json:
         for title in titles:

@@ -29,7 +29,8 @@ class CollectionState:
     """What can be told of a collection without reading it.
 
     `model` and `version` are None where another program filled it. `loading`: a load is at work on it right now.
-    `readable_by_filter`: sections can be filtered by an index.
+    `readable_by_filter`: sections can be filtered by an index. `damage`: why what is there counts as not existing, and
+    what to do; else empty.
     """
 
     exists: bool
@@ -39,6 +40,7 @@ class CollectionState:
     version: str | None = None
     loading: bool = False
     readable_by_filter: bool = True
+    damage: str = ""
 
 
 class Loading(Protocol):

@@ -21,7 +21,7 @@ import numpy as np
 from agent.errors import LibraryError
 from agent.library.embedding import Vector
 from agent.library.home import CollectionState, Entry, mismatch
-from agent.library.snapshot import Snapshot, SnapshotStore
+from agent.library.snapshot import Snapshot, SnapshotStore, index_mark
 from agent.library.titles import Kind, Title
 from agent.state import private_dir
 
@@ -37,7 +37,10 @@ class EmbeddedHome:
         return f"embedded library in {self._root}"
 
     def state(self, kind: Kind) -> CollectionState:
-        snapshot = self._store(kind).open()
+        try:
+            snapshot = self._read(kind)
+        except LibraryError as error:
+            return CollectionState(exists=False, damage=str(error))
         if snapshot is None:
             return CollectionState(exists=False)
         meta = snapshot.meta
@@ -64,11 +67,9 @@ class EmbeddedHome:
 
     @contextmanager
     def loading(self, kind: Kind, model: str, dimension: int) -> Iterator[_Staged]:
-        private_dir(self._root)
-        with (self._root / f".{kind}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.locked(kind):
             try:
-                snapshot = self._store(kind).open()
+                snapshot = self._read(kind)
             except LibraryError:
                 snapshot = None  # every version is damaged: the load replaces them
             staged = _Staged(snapshot, dimension)
@@ -84,14 +85,49 @@ class EmbeddedHome:
                 revision="",
             )  # fmt: skip
 
+    @contextmanager
+    def locked(self, kind: Kind, *, wait: bool = True) -> Iterator[bool]:
+        """Be the only writer of a kind, in any process; the value is False where another is and `wait` is not."""
+        private_dir(self._root)
+        with (self._root / f".{kind}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def repack(self, kind: Kind) -> None:
+        """Pack the title index again where another release packed it. A load under way is left alone: it packs it."""
+        if self._outdated(kind) is None:
+            return
+        with self.locked(kind, wait=False) as mine:
+            snapshot = self._outdated(kind) if mine else None
+            if snapshot is not None:
+                meta = snapshot.meta
+                self._store(kind).write(
+                    snapshot.titles(), snapshot.vectors, model=meta.model, dimension=meta.dimension, source=meta.source,
+                    revision=meta.revision,
+                )  # fmt: skip
+
     def close(self) -> None:
         """Nothing is open between calls."""
+
+    def _outdated(self, kind: Kind) -> Snapshot | None:
+        snapshot = self._read(kind)
+        return None if snapshot is None or snapshot.meta.index_mark == index_mark() else snapshot
 
     def _store(self, kind: Kind) -> SnapshotStore:
         return SnapshotStore(self._root, kind)
 
+    def _read(self, kind: Kind) -> Snapshot | None:
+        try:
+            return self._store(kind).open()
+        except LibraryError as error:
+            raise LibraryError(f"{error}: run 'python -m agent catalogue load DIR' to load it again") from error
+
     def _open(self, kind: Kind) -> Snapshot:
-        snapshot = self._store(kind).open()
+        snapshot = self._read(kind)
         if snapshot is None:
             raise LibraryError(f"no {kind} catalogue is loaded: run 'python -m agent catalogue load DIR'")
         return snapshot

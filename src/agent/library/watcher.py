@@ -148,7 +148,8 @@ class CatalogueWatcher:
     def _look(self, home: Home, kind: Kind) -> str:
         """Copy the collection where it changed. Returns what is amiss, or nothing; raises ToyError."""
         if isinstance(home, EmbeddedHome):
-            return self._look_at_disk(kind)
+            home.repack(kind)
+            return ""
         name = collections(self._settings)[kind]
         state = home.state(kind)
         if not state.exists:
@@ -186,19 +187,6 @@ class CatalogueWatcher:
     def _has_titles(self, kind: Kind) -> bool:
         meta = self._stores[kind].meta()
         return meta is not None and meta.count > 0
-
-    def _look_at_disk(self, kind: Kind) -> str:
-        store = self._stores[kind]
-        snapshot = store.open()
-        if snapshot is None:
-            return ""
-        meta = snapshot.meta
-        if meta.index_mark != index_mark():
-            store.write(
-                snapshot.titles(), snapshot.vectors, model=meta.model, dimension=meta.dimension, source=meta.source,
-                revision=meta.revision,
-            )  # fmt: skip
-        return ""
 
     def _remember_copy(self, kind: Kind, known: _Known) -> None:
         """After a restart: what the copy on disk was made from, if it is intact and of this release."""
