@@ -7,6 +7,7 @@ while no worker was registered never gets one. Every worker looks from time to t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import secrets
@@ -15,7 +16,6 @@ from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
-import aiohttp
 import structlog
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
@@ -44,6 +44,7 @@ _CLAIM: Final = "rescued_by"
 _SETTLE: Final = 0.3
 _AT_ONCE: Final = 4
 _DEADLINE: Final = 10.0
+_ROOM_DEADLINE: Final = 4.0
 
 
 class Claims(Protocol):
@@ -126,6 +127,7 @@ class Rescuer:
         self._clock = clock
         self._wake = asyncio.Event()
         self._dead: dict[str, float] = {}
+        self._sending: set[asyncio.Task[bool]] = set()
 
     def wake(self) -> None:
         """Look now."""
@@ -134,24 +136,29 @@ class Rescuer:
     async def run(self) -> None:
         """Look, for ever; what goes wrong is logged and tried again."""
         failures = 0
-        while True:
-            try:
-                async with asyncio.timeout(_DEADLINE):
-                    await self.look()
-                failures = 0
-            except (api.TwirpError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                failures += 1
-                if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …: an outage is not a flood of lines
-                    log.warning("forsaken rooms cannot be looked for", error=type(error).__name__, times=failures)
-            pause = EVERY * random.uniform(2 / 3, 4 / 3)
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), pause)
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(_DEADLINE):
+                        await self.look()
+                    failures = 0
+                except Exception as error:  # noqa: BLE001 — a proxy may answer anything at all; children wait for the next look
+                    failures += 1
+                    if failures & (failures - 1) == 0:  # 1, 2, 4, 8 …: an outage is not a flood of lines
+                        log.warning("forsaken rooms cannot be looked for", error=type(error).__name__, times=failures)
+                pause = EVERY * random.uniform(2 / 3, 4 / 3)
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            if self._sending:  # each has its deadline
+                await asyncio.wait(self._sending)
 
     async def look(self) -> int:
-        """Look once; the number of rooms that were given an agent. Raises TwirpError and aiohttp's errors."""
+        """Look once; the number of rooms that were given an agent.
+
+        Raises, after all rooms, what the first that failed met: LiveKit's error, aiohttp's, or any of an odd answer.
+        """
         serving = self._serving()
         now = self._clock()
         for dead in await asyncio.to_thread(take_dead, self._settings):
@@ -163,19 +170,31 @@ class Rescuer:
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def check(room: api.Room) -> bool:
-            async with gate:
+            async with gate, asyncio.timeout(_ROOM_DEADLINE):
                 return await self._check(room)
 
         foreign = [
             room for room in rooms if room.name not in serving and _is_ours(room.name) and not self._left_behind(room)
         ]
-        return sum(await asyncio.gather(*(check(room) for room in foreign)))
+        # What one look has no time for is not last in the next one as well.
+        random.shuffle(foreign)
+        outcomes = await asyncio.gather(*(check(room) for room in foreign), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return outcomes.count(True)
 
     def _left_behind(self, room: api.Room) -> bool:
         return room.num_participants == 0 and self._clock() - room.creation_time > COUNTED_AFTER
 
     async def _check(self, room: api.Room) -> bool:
-        people = (await self._livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))).participants
+        try:
+            found = await self._livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))
+        except api.TwirpError as error:
+            if _gone(error):
+                return False
+            raise
+        people = found.participants
         identity = identify_room(room.name).participant_identity
         device = next((person for person in people if person.identity == identity), None)
         agents = [person for person in people if person.kind == ParticipantInfo.Kind.AGENT]
@@ -184,18 +203,39 @@ class Rescuer:
         lively = [agent.identity for agent in agents if agent.identity not in self._dead]
         if not await self._heartbeats.dead(lively) >= set(lively):
             return False
-        if not await self._claims.claim(room):
-            return False
-        for agent in agents:
-            await self._livekit.room.remove_participant(
-                api.RoomParticipantIdentity(room=room.name, identity=agent.identity)
+        # Who has claimed a room keeps others from it: it must come to the dispatch even when the look runs out of time.
+        sending = asyncio.create_task(self._send(room, agents), name="rescue")
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        return await asyncio.shield(sending)
+
+    async def _send(self, room: api.Room, agents: Collection[ParticipantInfo]) -> bool:
+        async with asyncio.timeout(_ROOM_DEADLINE):
+            if not await self._claims.claim(room):
+                return False
+            for agent in agents:
+                try:
+                    await self._livekit.room.remove_participant(
+                        api.RoomParticipantIdentity(room=room.name, identity=agent.identity)
+                    )
+                except api.TwirpError as error:
+                    if not _gone(error):
+                        raise
+            await self._livekit.agent_dispatch.create_dispatch(
+                api.CreateAgentDispatchRequest(agent_name=self._settings.agent_name, room=room.name, metadata=RESCUE)
             )
-        await self._livekit.agent_dispatch.create_dispatch(
-            api.CreateAgentDispatchRequest(agent_name=self._settings.agent_name, room=room.name, metadata=RESCUE)
-        )
         meter.count("toy_rooms_rescued")
         log.warning("a device was alone in its room, an agent is sent")
         return True
+
+    def _sent(self, sending: asyncio.Task[bool]) -> None:
+        self._sending.discard(sending)
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            log.warning("a device alone in its room cannot be sent an agent", error=type(error).__name__)
+
+
+def _gone(error: api.TwirpError) -> bool:
+    return bool(error.code == api.TwirpErrorCode.NOT_FOUND)
 
 
 def _is_ours(name: str) -> bool:

@@ -6,6 +6,7 @@ agent for some twenty seconds: whoever finds a file without its lock knows at on
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -63,26 +64,33 @@ class ServingMark:
 
 
 def take_dead(settings: Settings) -> list[Served]:
-    """The visits of this machine that have died, each told once. Blocking."""
+    """The visits of this machine that have died, each told once if its mark can be removed. Blocks, never raises."""
     found = []
     for path in _folder(settings).glob("*.json"):
         try:
-            file = os.open(path, os.O_RDWR)
-        except FileNotFoundError:  # its visit has just ended
+            dead = _read_dead(path)
+        except (FileNotFoundError, BlockingIOError):  # its visit has just ended, or lives
             continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            room, agent = json.loads(os.read(file, 65_536))
-            path.unlink(missing_ok=True)
-            found.append(Served(str(room), str(agent)))
-        except BlockingIOError:  # it lives
-            continue
-        except ValueError:
+        except (ValueError, TypeError):
             log.warning("a visit's mark cannot be read", file=path.name)
+        except OSError as error:  # somebody else's, for one: LiveKit will tell of that visit, only later
+            log.debug("a visit's mark cannot be looked at", file=path.name, error=type(error).__name__)
+            continue
+        else:
+            found.append(dead)
+        with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        finally:
-            os.close(file)
     return found
+
+
+def _read_dead(path: Path) -> Served:
+    file = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        room, agent = json.loads(os.read(file, 65_536))
+    finally:
+        os.close(file)
+    return Served(str(room), str(agent))
 
 
 def _folder(settings: Settings) -> Path:

@@ -46,5 +46,10 @@ def test_a_visit_that_died_is_told_once(tmp_path: Path) -> None:
     assert take_dead(settings) == [], "it has ended in order"
     program = PROGRAM.replace("(0, 0)", "(10**6, 10**6)")
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=plain_environment(), timeout=60, check=False)
+    marks = tmp_path / "run" / "visits"
+    for number, content in enumerate(("7", "no JSON", '["one"]', '{"a": 1}')):
+        (marks / f"{number}.json").write_text(content)
+    (marks / "folder.json").mkdir()  # nothing that could be opened for writing
     assert take_dead(settings) == [Served("room", "agent")]
     assert take_dead(settings) == []
+    assert [path.name for path in marks.iterdir()] == ["folder.json"]
