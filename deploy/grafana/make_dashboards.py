@@ -246,7 +246,12 @@ def services() -> dict[str, Any]:
             lines(
                 "Readiness",
                 "short",
-                {"ready": "min(toy_ready)", "draining": "max(toy_draining)", "degraded parts": "max(toy_degraded)"},
+                {
+                    "ready": "min(toy_ready)",
+                    "registered with LiveKit": "min(toy_registered)",
+                    "draining": "max(toy_draining)",
+                    "degraded parts": "max(toy_degraded)",
+                },
             ),
             lines("Cost an hour", "short", {"{{service}} {{model}}": f"{rate('toy_cost', 'service, model')} * 3600"}),
             lines("Tokens", "short", {"{{model}} {{kind}}": rate("toy_usage_tokens", "model, kind")}, "A second."),

@@ -74,6 +74,11 @@ class WorkerState:
         server.on("worker_registered", lambda *_: setattr(self, "registered", True))
 
     @property
+    def connected(self) -> bool:
+        """Whether LiveKit can send rooms now: registered there, and the connection has not been lost since."""
+        return self.registered and not getattr(self._server, "_connecting", False)
+
+    @property
     def active(self) -> int:
         """Rooms with a visit now."""
         return len(self._jobs())
@@ -112,7 +117,7 @@ class WorkerState:
 
     def can_rescue(self) -> bool:
         """Whether this worker could take a room that nobody serves."""
-        return self.registered and self.has_room()
+        return self.connected and self.has_room()
 
     @property
     def warm(self) -> int:
@@ -164,27 +169,27 @@ class WorkerState:
         self.refused[reason] += 1
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when registered, not draining, processes can be had and are whole, and one is warm; else with why."""
+        """Ready when registered and connected, not draining, processes can be had and are whole, and one is warm; else with why."""
         problems = read_problems(self.settings)
         if self.pool.problem:
             problems["processes"] = self.pool.problem
         warm = self.warm
         warm_enough = not self.settings.num_idle_processes or self._clock() - self._warm_at <= WARM_GRACE_S
         report = {
-            "registered": self.registered,
+            "registered": self.connected,
             "draining": self.draining,
             "warm_processes": warm,
             "active_calls": self.active,
             "max_concurrent_calls": self.capacity,
             "problems": problems,
         }
-        return self.registered and not self.draining and not problems and warm_enough, report
+        return self.connected and not self.draining and not problems and warm_enough, report
 
     async def show(self, hub: MetricsHub) -> None:
         """A source of the worker's gauges."""
         ready, report = self.readiness()
         hub.set("toy_ready", ready)
-        hub.set("toy_registered", self.registered)
+        hub.set("toy_registered", self.connected)
         hub.set("toy_draining", self.draining)
         hub.set("toy_degraded", len(report["problems"]))
         hub.set("toy_warm_processes", report["warm_processes"])

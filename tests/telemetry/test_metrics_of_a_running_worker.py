@@ -115,6 +115,23 @@ async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_wor
     assert total(samples, "toy_refused_total", reason="full") >= 1
 
 
+async def test_a_worker_is_not_ready_while_livekit_is_gone() -> None:
+    async def until_ready(wanted: bool) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                status, text = await world.worker.health("/ready")
+                if (status == 200, json.loads(text)["registered"]) == (wanted, wanted):
+                    return
+
+    async with World(manager=False) as world:
+        await until_ready(True)
+        await world.server.stop()
+        await until_ready(False)
+        assert total(await metrics(world), "toy_registered") == 0
+        await world.server.restart()
+        await until_ready(True)
+
+
 async def test_a_real_prometheus_scrapes_a_running_worker(start_world: StartWorld, tmp_path: Path) -> None:
     program = prometheus("prometheus")
     world = await start_world()

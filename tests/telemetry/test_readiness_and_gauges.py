@@ -46,6 +46,7 @@ class Server:
     def __init__(self) -> None:
         self._proc_pool = Pool()
         self.active_jobs: list[Any] = []
+        self._connecting = False
 
     def on(self, _event: str, _handler: Any) -> None:
         """Events are not played."""
@@ -81,6 +82,14 @@ async def test_ready_needs_a_warm_process_and_forgives_a_burst(tmp_path: Path) -
     assert state.readiness()[0] is True
     state.draining = True
     assert state.readiness()[0] is False
+
+
+async def test_a_worker_that_lost_livekit_is_not_ready_and_rescues_nobody_until_it_is_back(tmp_path: Path) -> None:
+    state, server = _state(tmp_path, Clock(), num_idle_processes=0)
+    for lost in (False, True, False):
+        server._connecting = lost
+        ready, report = state.readiness()
+        assert (ready, report["registered"], state.can_rescue()) == (not lost, not lost, not lost)
 
 
 async def test_a_worker_without_a_pool_of_warm_processes_is_ready_without_one(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ _ALL: Final = (
     ),
     Instrument("toy_rooms_rescued", "counter", "Devices that were alone in their room and were given an agent."),
     Instrument("toy_ready", "gauge", "1 when rooms may come."),
-    Instrument("toy_registered", "gauge", "1 once registered with LiveKit."),
+    Instrument("toy_registered", "gauge", "1 while registered with LiveKit, 0 while the connection is lost."),
     Instrument("toy_draining", "gauge", "1 while visits are left to end by themselves."),
     Instrument("toy_degraded", "gauge", "What is wrong with processes: parts they lack, or that none can be started."),
     Instrument("toy_warm_processes", "gauge", "Processes that wait for a room."),
