@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -183,6 +185,19 @@ def test_what_cannot_be_used_falls_back_with_a_reason(writer: PromptWriter, temp
     assert "{{" not in prompt.text
     assert "companion" in prompt.text
     assert "has a dog" in prompt.text
+
+
+# Each takes minutes where the work grows with the square of the holes, and well under a second where it does not.
+HOLEY = """
+from agent.briefing.prompt_text import HOLE, NAME_HOLE, without_holes
+for hole in (HOLE, NAME_HOLE):
+    for text in ("(%s x", "%s x", "x, who %s x", "x: %s (x", "(x) (%s", "%s. (%s"):
+        without_holes(text.replace("%s", hole * 300_000))
+"""
+
+
+def test_holes_without_number_take_no_more_than_their_length() -> None:
+    subprocess.run([sys.executable, "-c", HOLEY], check=True, timeout=100)
 
 
 def test_a_long_prompt_is_used_and_the_warning_names_the_budget(writer: PromptWriter) -> None:

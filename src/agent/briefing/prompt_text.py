@@ -18,13 +18,15 @@ _JOINERS: Final = "\u200c\u200d"
 _MARKUP: Final = re.compile(r"[<>{}`|\\]")
 # What goes on in lower case is the same sentence: 'Say "Hello!" first.'
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…।])(?=\s+[^a-z\s])|(?<=[.!?…।][\"'”’)])(?=\s+[^a-z\s])|(?<=[。！？])")
-_PARENTHESIS: Final = re.compile(rf"\s?[(\[（][^()\[\]（）]*[{HOLE}{NAME_HOLE}][^()\[\]（）]*[)\]）]")
+# No two neighbours of a pattern may take the same holes: a template can write tens of thousands in a row.
+_PARENTHESIS: Final = re.compile(rf"\s?[(\[（][^()\[\]（）{HOLE}{NAME_HOLE}]*[{HOLE}{NAME_HOLE}][^()\[\]（）]*[)\]）]")
 _RELATIVE: Final = re.compile(
-    rf",\s(?:and\s)?(?:who|whose|which|aged?)\b[^,.;!?]*[{HOLE}{NAME_HOLE}][^,.;!?]*,?", re.IGNORECASE
+    rf",\s(?:and\s)?(?:who|whose|which|aged?)\b[^,.;!?{HOLE}{NAME_HOLE}]*[{HOLE}{NAME_HOLE}][^,.;!?]*,?", re.IGNORECASE
 )
-# A sentence that speaks of the name itself, or holds words to be said, makes no sense with another word in its place.
+# A sentence that speaks of the name itself, holds words to be said, or has no others, makes no sense with another word
+# in its place.
 _ABOUT_NAME: Final = re.compile(
-    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|:\W{{0,3}}{NAME_HOLE}|^\W*{NAME_HOLE}\W*$",
+    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|:\W{{0,3}}{NAME_HOLE}|^\W*$",
     re.IGNORECASE,
 )
 
