@@ -25,6 +25,7 @@ from agent.conversation.history import ChatHistory
 from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
+from agent.conversation.recorded import Recorded
 from agent.conversation.resume import ResumeKeeper, Snapshot, resume_store
 from agent.conversation.tools import Toolbox
 from agent.conversation.turn_taking import noise_cancellation
@@ -90,6 +91,11 @@ class Visit:
         )
         self.desk = BriefingDesk(self.settings, mac=self.device.mac, room_name=ctx.job.room.name)
         self.about = Acquaintance(ctx, self.device, self.kit.shared)
+        self.recorded = Recorded(
+            self.link,
+            self.speaker,
+            lambda purpose: self.kit.shared.bank.sentence(purpose, self.about.languages()),
+        )
         self.greeting: Greeting | None = None
         self.greeted = asyncio.Event()
         self.conversation: Conversation | None = None
@@ -100,6 +106,8 @@ class Visit:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._steps: asyncio.Task[None] | None = None
         self._leaving = False
+        self._listened = False
+        self._hushed = False
         self._stack = AsyncExitStack()
 
     # In order
@@ -166,6 +174,7 @@ class Visit:
         await self.speaker.wait_for_listener()
         self.timeline.mark("subscribed")
         self.attendance.expect(None)
+        self._listened = True
         if self.settings.enable_presynth_greeting.on_for(self.device.mac, "enable_presynth_greeting"):
             self.greeting = self.about.greeting()
         if self.greeting is None:
@@ -204,7 +213,7 @@ class Visit:
             history,
             self.providers,
             self.kit.shared.vad,
-            lambda purpose: self.kit.shared.bank.sentence(purpose, self.about.languages()),
+            self.recorded,
             self.timeline.mark,
             self.spawn,
         )
@@ -307,7 +316,7 @@ class Visit:
             link=self.link,
             speaker=self.speaker,
             spawn=self.spawn,
-            sorry=self._say_recorded,
+            sorry=self.recorded.say,
         )
         self._stack.push_async_callback(playback.aclose)
         self.spawn(playback.warm(), "media connection")
@@ -337,20 +346,21 @@ class Visit:
         )
 
     async def _play_on(self, playback: Playback) -> None:
-        """Behind the greeting: what played when the device was last here, else what the room is for."""
+        """Behind the greeting: what played when the device was last here, else what the room is for.
+
+        Nothing where the child, or who ends the visit, has asked for silence by then.
+        """
         await self.greeted.wait()
+        if self._hushed or playback.stops:
+            return
         resumed = self.about.resumed
         playing = resumed.playing if resumed is not None else None
         if playing is not None and await playback.restore(playing):
             if self.device.mode != "conversation":
                 playback.go_on_endlessly(self.device.mode)
             return
-        if self.device.mode != "conversation":
+        if self.device.mode != "conversation" and not playback.stops:
             await playback.play_any(self.device.mode, endless=True)
-
-    async def _say_recorded(self, purpose: str) -> None:
-        if self.conversation is not None:
-            await self.conversation.say_recorded(purpose)
 
     def _snapshot(self) -> Snapshot:
         assert self.conversation is not None
@@ -394,6 +404,7 @@ class Visit:
 
     def _on_abort(self, _message: AbortPlayback) -> None:
         self.timeline.mark("aborted")
+        self._hushed = True
         self.speaker.stop_speech()
         if self.playback is not None:
             self.playback.stop()
@@ -402,11 +413,16 @@ class Visit:
 
     async def _on_end_prompt(self, message: EndPrompt) -> None:
         self.timeline.mark("goodbye")
+        self._hushed = True
         self.speaker.stop_recorded()
+        if self.conversation is None or not self.conversation.started:
+            if self._listened:
+                self._give_up()
+            await self._end_politely("asked to end")
+            return
         if self.playback is not None:
             self.playback.stop()
-        if self.conversation is not None:
-            await self.conversation.goodbye(message.prompt)
+        await self.conversation.goodbye(message.prompt)
 
     def _on_came(self) -> None:
         self.timeline.mark("device_came")
@@ -434,8 +450,13 @@ class Visit:
     async def _end_politely(self, reason: str) -> None:
         if self.playback is not None:
             self.playback.stop()
-        if self.conversation is not None:
-            await self.conversation.goodbye(None)
+        try:
+            if self.conversation is not None:
+                await self.conversation.goodbye(None)
+            else:
+                await self.recorded.say("goodbye")
+        except Exception:  # whatever the goodbye met, the visit ends: one that goes on costs
+            self.log.exception("the goodbye was not said")
         await self._close_room()
         self.leave(reason)
 
@@ -446,10 +467,7 @@ class Visit:
         self.log.info("the worker ends, the visit says goodbye")
         if self.playback is not None:
             self.playback.stop()
-        try:
-            await self.conversation.say_recorded("goodbye")
-        except TimeoutError:
-            self.log.warning("the goodbye was not heard")
+        await self.recorded.say("goodbye")
         await self._close_room()
 
     async def _close_room(self) -> None:

@@ -52,12 +52,18 @@ class Gate:
 class _Gated:
     def __init__(self, gate: Gate, service: LibraryService) -> None:
         self._gate, self._service = gate, service
-        self.titles = service.titles
 
     async def search(self, *args: Any, **options: Any) -> Answer:
+        await self._wait()
+        return await self._service.search(*args, **options)
+
+    async def titles(self, *args: Any) -> Any:
+        await self._wait()
+        return await self._service.titles(*args)
+
+    async def _wait(self) -> None:
         self._gate.asked.set()
         await self._gate.open.wait()
-        return await self._service.search(*args, **options)
 
 
 class Room:
@@ -207,6 +213,18 @@ async def test_a_title_that_is_found_after_the_stop_does_not_play(visit: Visit, 
     assert not await task
     assert playback.player.current is None
     assert visit.said == [], "nothing is wrong: it is wanted no more"
+
+
+async def test_what_played_earlier_does_not_go_on_after_a_stop(visit: Visit) -> None:
+    assert await visit.playback.play_any("story")
+    saved = visit.playback.snapshot()
+    assert saved is not None
+    visit.playback.stop()
+    task = await searching(visit, visit.playback.restore(saved))
+    visit.playback.stop()
+    visit.gate.open.set()
+    assert not await task
+    assert visit.playback.player.current is None
 
 
 async def test_the_parents_latest_wish_counts(visit: Visit) -> None:

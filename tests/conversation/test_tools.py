@@ -168,6 +168,24 @@ async def test_control_words_concern_what_sounds(playback: Playback) -> None:
     assert playback.understand("what is next to the house") is None
 
 
+async def test_the_goodbye_waits_for_what_is_still_being_said(playback: Playback) -> None:
+    said, heard = [], asyncio.Event()
+    box = Toolbox(
+        playback,
+        AnsweringDevice(None).calls,
+        zone=ZoneInfo("UTC"),
+        switch=cast("Any", None),
+        goodbye=lambda: said.append("goodbye"),
+    )
+    saying = asyncio.ensure_future(box.say_goodbye(cast("Any", SimpleNamespace(wait_for_playout=heard.wait))))
+    done, _ = await asyncio.wait({saying}, timeout=0.01)
+    assert not done
+    assert said == []
+    heard.set()
+    await asyncio.wait_for(saying, 5)
+    assert said == ["goodbye"]
+
+
 def test_descriptions_are_short(playback_tools: list[Any]) -> None:
     schemas = [build_legacy_openai_schema(tool) for tool in playback_tools]
     assert len(json.dumps(schemas)) < 6000

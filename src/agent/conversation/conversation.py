@@ -32,6 +32,7 @@ from agent.conversation.history import ChatHistory
 from agent.conversation.playback import Playback
 from agent.conversation.presence import Presence
 from agent.conversation.providers import Providers
+from agent.conversation.recorded import PATIENCE, Recorded
 from agent.conversation.turn_taking import session_options
 from agent.device.link import DeviceLink
 from agent.device.messages import (
@@ -72,8 +73,7 @@ class Scene:
     history: ChatHistory
     providers: Providers | None
     vad: VAD | None
-    sentence: Callable[[str], Greeting | None]
-    """The recorded sentence of this purpose in the child's language."""
+    recorded: Recorded
     mark: Callable[[str], float]
     spawn: Callable[[Coroutine[Any, Any, Any], str], object]
     """Runs a task that the visit supervises."""
@@ -95,8 +95,11 @@ class Conversation:
         self._ambience = Ambience(on_wake=scene.speaker.wake) if scene.settings.background_audio else None
         self._realtime = scene.settings.conversation_mode == "realtime"
         self._apologised_at = float("-inf")
-        self._started = False
+        self._parting = False
+        self.started = False
+        """Whether the session listens and answers."""
         self.apologies = 0
+        scene.recorded.on_said = lambda text: scene.history.say(ChatType.AGENT, text)
         age = briefing.child.age if briefing.child is not None else None
         options = session_options(scene.settings, age=age, realtime=self._realtime)
         models = self._models(briefing, language)
@@ -158,7 +161,7 @@ class Conversation:
         if self._ambience is not None:
             scene.speaker.attach_ambience(self._ambience)
         await session.start(companion, record=False, session_host=False)
-        self._started = True
+        self.started = True
         if self.able and scene.settings.mcp_servers:
             # Half a second of imports, and only some need it; the forkserver has made them by now.
             from agent.conversation.mcp_tools import McpTools
@@ -184,43 +187,33 @@ class Conversation:
 
     def stop(self) -> None:
         """Silence what is being said and give up what is being thought, at once."""
-        if self._started:
+        if self.started:
             self.session.interrupt(force=True)
 
     async def goodbye(self, words: str | None) -> None:
         """Say a short goodbye: the model's own where it begins in time, else the recorded one; returns when heard."""
-        if self.able and words:
+        if self.able and self.started and words:
+            self._parting = True
             handle = self.session.generate_reply(instructions=words, allow_interruptions=False)
             waiting = asyncio.ensure_future(handle.wait_for_playout())
             started = asyncio.ensure_future(self._until_speaking())
             try:
                 await asyncio.wait({waiting, started}, timeout=GOODBYE_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
-                if started.done() or waiting.done():
-                    await asyncio.wait({waiting}, timeout=15.0)
+                if started.done():
+                    await asyncio.wait({waiting}, timeout=PATIENCE)
                     return
-                handle.interrupt(force=True)
+                if not waiting.done():
+                    handle.interrupt(force=True)
             finally:
+                self._parting = False
                 started.cancel()
                 waiting.cancel()
-        await self.say_recorded("goodbye")
-
-    async def say_recorded(self, purpose: str) -> None:
-        """Say a recorded sentence after what is being said; returns when it was heard, or at once where none is."""
-        greeting = self._scene.sentence(purpose)
-        if greeting is None:
-            return
-        heard = asyncio.get_running_loop().create_future()
-        self._scene.link.send(
-            speech_created("say", user_initiated=False, created_at=time.time(), text=greeting.text or None)
-        )
-        self._scene.speaker.play(greeting.pcm, on_end=lambda *_: None if heard.done() else heard.set_result(None))
-        self._scene.history.say(ChatType.AGENT, greeting.text)
-        await asyncio.wait_for(heard, greeting.duration + 15.0)
+        await self._scene.recorded.say("goodbye")
 
     def apologise(self, error: AllProvidersFailed | None = None) -> None:
-        """Nobody can answer: the recorded apology, at most once in APOLOGY_PAUSE seconds."""
+        """Nobody can answer: the recorded apology, at most once in APOLOGY_PAUSE seconds, and none for a goodbye."""
         now = time.monotonic()
-        if now - self._apologised_at < APOLOGY_PAUSE:
+        if self._parting or now - self._apologised_at < APOLOGY_PAUSE:
             return
         self._apologised_at = now
         self.apologies += 1
@@ -233,11 +226,11 @@ class Conversation:
         while self.session.user_state == "speaking" and waited < APOLOGY_PAUSE:
             await asyncio.sleep(0.1)
             waited += 0.1
-        await self.say_recorded("provider_down")
+        await self._scene.recorded.say("provider_down")
 
     async def aclose(self) -> None:
         """End the session."""
-        self._started = False
+        self.started = False
         self._scene.speaker.off("playback_started", self._on_sounding)
         try:
             await self.session.aclose()

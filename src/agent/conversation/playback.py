@@ -325,7 +325,9 @@ class Playback:
         )
 
     async def restore(self, playing: Playing) -> bool:
-        """Go on at the same second; False where the title is not in the library any more."""
+        """Go on at the same second; False where its title is gone, or something else was wanted meanwhile."""
+        self._wishes += 1
+        wish = self._wishes
         try:
             service = self._service(playing.kind)
             wanted = [int(number) for number in (playing.title_id, *playing.queue)]
@@ -333,7 +335,7 @@ class Playback:
         except (Unavailable, LibraryError, ValueError) as error:
             log.warning("what played cannot go on", reason=str(error))
             return False
-        if not titles or str(titles[0].id) != playing.title_id:
+        if wish != self._wishes or not titles or str(titles[0].id) != playing.title_id:
             return False
         self._play(titles, start_ms=playing.position_ms)
         return True

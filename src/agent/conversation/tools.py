@@ -270,9 +270,10 @@ class Toolbox:
         return "Done. Greet the child in your new character, in one short sentence."
 
     @function_tool
-    async def say_goodbye(self) -> None:
+    async def say_goodbye(self, context: RunContext[None]) -> None:
         """End the conversation, when the child says goodbye or wants to sleep. A goodbye is said for you."""
         _count("say_goodbye", "done")
+        await context.wait_for_playout()  # one last story may be told before
         self._goodbye()
 
 

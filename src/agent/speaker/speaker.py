@@ -164,6 +164,11 @@ class Speaker(io.AudioOutput):
         """Whether an utterance is sounding or waiting to."""
         return bool(self._segments)
 
+    @property
+    def unsaid(self) -> float:
+        """Seconds of what is being said, as far as it has come, that have not been mixed yet."""
+        return sum(segment.buffered for segment in self._segments) / SAMPLE_RATE
+
     def stop_speech(self) -> None:
         """Silence every utterance at once, the greeting included; media is its player's to stop."""
         self._recall()
