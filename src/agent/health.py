@@ -169,7 +169,7 @@ class WorkerState:
         self.refused[reason] += 1
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when registered and connected, not draining, processes can be had and are whole, and one is warm; else with why."""
+        """Ready when connected, not draining, processes can be had and are whole, and one is warm; else with why."""
         problems = read_problems(self.settings)
         if self.pool.problem:
             problems["processes"] = self.pool.problem
