@@ -3,13 +3,14 @@
 Importing this module costs nothing; constructing a `ServerHome` imports qdrant-client (2 s of CPU, 100 MB), so only the
 worker and the command line do so. Calls are synchronous, each bounded in time as a whole and in the size of its answer.
 
-What this library adds to a collection is kept in the collection's own metadata (Qdrant 1.16 and later; older servers
-ignore it and lose nothing else): the embedding model, a version that changes with every load, and the time of the last
-sign of life of a load under way.
+Ids of points may be numbers or UUIDs. What this library adds to a collection is kept in the collection's own metadata
+(Qdrant 1.16 and later; older servers ignore it and lose nothing else): the embedding model, a version that changes with
+every load, and the time of the last sign of life of a load under way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from agent.errors import (
 from agent.library.embedding import Vector
 from agent.library.home import CollectionState, Entry, mismatch
 from agent.library.payload import SECTION_FIELDS, from_payload, to_payload
-from agent.library.titles import Kind, Title
+from agent.library.titles import KINDS, Kind, Title
 
 _log = structlog.get_logger(__name__)
 
@@ -68,6 +69,8 @@ class ServerHome:
         self._url = url
         self._collections = collections
         self._client = client if client is not None else _connect(url, api_key, timeout)
+        self._uuids: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
+        self._told: dict[Kind, int] = {}
 
     @property
     def name(self) -> str:
@@ -115,17 +118,14 @@ class ServerHome:
         return True
 
     def titles(self, kind: Kind) -> list[Title]:
-        titles = [title for point in self._scroll(kind, vectors=False) if (title := self._read(kind, point))]
+        titles = [title for _, title in self._usable(kind, vectors=False)]
         return sorted(titles, key=lambda title: title.id)
 
     def entries(self, kind: Kind) -> list[Entry]:
         state = self.state(kind)
         found = []
         without = 0
-        for point in self._scroll(kind, vectors=True):
-            title = self._read(kind, point)
-            if title is None:
-                continue
+        for point, title in self._usable(kind, vectors=True):
             vector = np.asarray(point.vector if isinstance(point.vector, list) else [], np.float32)
             norm = float(np.linalg.norm(vector))
             if vector.shape != (state.dimension,) or not np.isfinite(norm) or norm == 0:
@@ -190,28 +190,28 @@ class ServerHome:
         self._call(self._client.update_collection, self._collections[kind], metadata=metadata)
 
     def upsert(self, kind: Kind, entries: Sequence[Entry]) -> None:
-        """Put entries into the collection; payload fields of theirs that are not ours stay."""
+        """Put entries into the collection; payload fields of theirs that are not ours stay, as do UUIDs once read."""
         from qdrant_client import models
 
         collection = self._collections[kind]
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
-            ids = [entry.title.id for entry in batch]
+            ids = [self._point_id(kind, entry.title.id) for entry in batch]
             known = self._call(self._client.retrieve, collection, ids, with_payload=True)
-            kept = {point.id: point.payload or {} for point in known}
+            kept = {_number(point.id): point.payload or {} for point in known}
             points = [
                 models.PointStruct(
-                    id=entry.title.id,
+                    id=number,
                     vector=entry.vector.tolist(),
                     payload={**kept.get(entry.title.id, {}), **to_payload(entry.title)},
                 )
-                for entry in batch
+                for number, entry in zip(ids, batch, strict=True)
             ]
             self._call(self._client.upsert, collection, points, wait=True)
 
     def delete(self, kind: Kind, ids: Collection[int]) -> None:
-        """Remove points by id."""
-        chosen = sorted(ids)
+        """Remove titles."""
+        chosen = [self._point_id(kind, number) for number in sorted(ids)]
         for start in range(0, len(chosen), 1000):
             part: Any = chosen[start : start + 1000]
             self._call(self._client.delete, self._collections[kind], part, wait=True)
@@ -238,14 +238,27 @@ class ServerHome:
                 raise Malformed(f"{self.name} does not come to the end of {self._collections[kind]}")
             offset = following
 
-    def _read(self, kind: Kind, point: Any) -> Title | None:
-        try:
-            return from_payload(kind, _number(point.id), point.payload or {})
-        except LibraryError as error:
-            _log.warning(
-                "qdrant_point_unusable", collection=self._collections[kind], point=str(point.id), why=str(error)
-            )
-            return None
+    def _usable(self, kind: Kind, *, vectors: bool) -> Iterator[tuple[Any, Title]]:
+        """Points and their titles. Points that are none are told once, and again when there are others."""
+        refused: list[str] = []
+        for point in self._scroll(kind, vectors=vectors):
+            number = _number(point.id)
+            if not isinstance(point.id, int):
+                self._uuids[kind][number] = str(point.id)
+            try:
+                title = from_payload(kind, number, point.payload or {})
+            except LibraryError as error:
+                refused.append(f"{point.id}: {error}")
+                continue
+            yield point, title
+        content = hash(tuple(refused))
+        if refused and content != self._told.get(kind):
+            collection = self._collections[kind]
+            _log.warning("qdrant_points_unusable", collection=collection, points=len(refused), examples=refused[:3])
+        self._told[kind] = content
+
+    def _point_id(self, kind: Kind, number: int) -> int | str:
+        return self._uuids[kind].get(number, number)
 
     def _call(self, request: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
         """Run one request; its errors become this project's."""
@@ -315,8 +328,10 @@ def _connect(url: str, api_key: str | None, timeout: float) -> Any:
 
 
 def _number(point_id: Any) -> int:
-    """A point's id as a title's; -1, which no title has, for a UUID."""
-    return point_id if isinstance(point_id, int) else -1
+    """A point's id as a title's: a number as it is, a UUID by its hash, the same every time."""
+    if isinstance(point_id, int):
+        return point_id
+    return int.from_bytes(hashlib.sha256(str(point_id).lower().encode()).digest()[:8]) >> 1
 
 
 def _text(value: Any) -> str | None:

@@ -171,6 +171,11 @@ class CatalogueWatcher:
         if known.looks == 1 and not state.readable_by_filter:
             home.index_sections(kind)
         titles = home.titles(kind)
+        if not titles and state.count:
+            return (
+                f"none of the {state.count} points of collection {name} in {home.name} is a title: a payload with a "
+                "title, and a filename within its folder, is expected"
+            )
         digest = content_digest(titles, state)
         if not titles and state.version is None and self._has_titles(kind):
             known.seen = digest

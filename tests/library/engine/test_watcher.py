@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from small_catalogue import SONGS, STORIES
+from watching import foreign_fill, watching
 
 from agent.errors import LibraryError, Unavailable
 from agent.library.embedding import Embedder
 from agent.library.home import Entry, Home
 from agent.library.home_server import ServerHome
 from agent.library.homes import snapshot_root
-from agent.library.payload import to_payload
 from agent.library.services import ServiceCache, prepare
 from agent.library.status import read_status
 from agent.library.titles import Kind
@@ -30,27 +29,9 @@ Make = Callable[..., Settings]
 Fill = Callable[[Home], None]
 
 
-@contextmanager
-def watching(settings: Settings) -> Iterator[CatalogueWatcher]:
-    watcher = CatalogueWatcher(settings)
-    try:
-        yield watcher
-    finally:
-        watcher.close_blocking()
-
-
 @pytest.fixture
 def settings(make_settings: Make, server: QdrantServer) -> Settings:
     return make_settings(qdrant_url=server.url, qdrant_timeout_ms=400, catalogue_refresh=1)
-
-
-def foreign_fill(server: QdrantServer, entries: dict[Kind, list[Entry]], size: int = 384) -> None:
-    """Fill the collections as another program does: small ids, no metadata, fields of its own."""
-    for kind, name in (("music", "xiaozhi_music"), ("story", "xiaozhi_stories")):
-        server.create(name, size)
-        for number, entry in enumerate(entries[kind]):
-            payload = {**to_payload(entry.title), "uploaded_by": "somebody", "language_code": "xx"}
-            server.put(name, number, entry.vector.tolist(), payload)
 
 
 def test_a_filled_server_is_copied_and_searched(settings: Settings, server_home: ServerHome, fill: Fill) -> None:
@@ -64,28 +45,6 @@ def test_a_filled_server_is_copied_and_searched(settings: Settings, server_home:
         assert cache.stories.search_blocking("the tortoise and the hare").title == STORIES[0]
         assert cache.music.ready
         assert cache.stories.ready
-
-
-def test_a_collection_that_others_filled_is_read_as_it_is(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]]
-) -> None:
-    foreign_fill(server, entries)
-    server.put("xiaozhi_music", 90, entries["music"][0].vector.tolist(), {"title": "Bare"})
-    server.put("xiaozhi_music", 91, entries["music"][0].vector.tolist(), {"filename": "no-title.mp3"})
-    server.put(
-        "xiaozhi_music", 92, entries["music"][0].vector.tolist(), {"title": "Bad", "filename": "../../etc/passwd"}
-    )
-    server.put(
-        "xiaozhi_music", "6f0a2f5e-9a0a-4a5c-9a6b-1d2c3b4a5f60", entries["music"][0].vector.tolist(), {"title": "U"}
-    )
-    with watching(settings) as watcher:
-        assert watcher.check_blocking()
-    cache = prepare(settings)
-    assert cache.music.status.titles == len(SONGS) + 1
-    assert cache.music.search_blocking("bare").title is not None
-    found = cache.music.search_blocking("incy wincy spider").title
-    assert found is not None
-    assert (found.id, found.title, found.filename) == (1, SONGS[1].title, SONGS[1].filename)
 
 
 def test_away_at_the_start_then_there(
@@ -155,20 +114,6 @@ def test_a_wrong_vector_size_is_refused_with_a_sentence(
         cache.music.search_blocking("twinkle")
 
 
-def test_vectors_of_an_unnamed_other_model_are_noticed(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]]
-) -> None:
-    turned, _ = np.linalg.qr(np.random.default_rng(5).standard_normal((384, 384)))
-    other = {
-        kind: [replace(entry, vector=(turned @ entry.vector).astype(np.float32)) for entry in items]
-        for kind, items in entries.items()
-    }
-    foreign_fill(server, other)
-    with watching(settings) as watcher:
-        assert not watcher.check_blocking()
-    assert "are not those of the embedding model all-MiniLM-L6-v2" in prepare(settings).music.status.reason
-
-
 def test_another_named_model_is_refused(
     settings: Settings, server: QdrantServer, server_home: ServerHome, fill: Fill
 ) -> None:
@@ -222,18 +167,6 @@ def test_a_read_only_key_reads_and_may_not_load(
     reader.close()
 
 
-def test_the_payload_index_is_made_where_it_is_missing(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]], server_home: ServerHome
-) -> None:
-    foreign_fill(server, entries)
-    vector = entries["music"][0].vector
-    with pytest.raises(Exception, match="Index required"):
-        server_home.search("music", vector, sections={"English"})
-    with watching(settings) as watcher:
-        watcher.check_blocking()
-    assert server_home.search("music", vector, sections={"English"}, limit=1)[0][0] == 0
-
-
 def test_a_half_finished_load_is_not_shown(
     settings: Settings, server: QdrantServer, server_home: ServerHome, fill: Fill, entries: dict[Kind, list[Entry]]
 ) -> None:
@@ -249,55 +182,6 @@ def test_a_half_finished_load_is_not_shown(
         watcher.check_blocking()
         cache.refresh()
         assert cache.music.status.titles == len(SONGS) - 5
-
-
-def test_a_load_by_others_is_shown_when_it_has_settled(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]]
-) -> None:
-    server.old = True
-    foreign_fill(server, entries)
-    with watching(settings) as watcher:
-        watcher.check_blocking()
-        cache = prepare(settings)
-        for number in range(3):
-            changed = replace(entries["music"][0].title, title=f"Brand New Song {number}", filename=f"n{number}.mp3")
-            server.put("xiaozhi_music", 100 + number, entries["music"][0].vector.tolist(), to_payload(changed))
-            watcher.check_blocking()
-            cache.refresh()
-            assert cache.music.status.titles == len(SONGS)
-        watcher.check_blocking()
-        cache.refresh()
-        assert cache.music.status.titles == len(SONGS) + 3
-
-
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_collection_that_others_make_anew_is_played_from_until_it_is_filled(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]], restarted: bool
-) -> None:
-    foreign_fill(server, entries)
-    with ExitStack() as stack:
-        watcher = stack.enter_context(watching(settings))
-        assert watcher.check_blocking()
-        if restarted:
-            watcher = stack.enter_context(watching(settings))
-        cache = prepare(settings)
-        server.drop("xiaozhi_music")
-        server.create("xiaozhi_music", 384)
-        for _ in range(4):
-            assert not watcher.check_blocking()
-            assert cache.music.search_blocking("baa baa black sheep").title is not None
-            assert "collection xiaozhi_music in Qdrant at 127.0.0.1 is empty" in cache.music.status.reason
-        changed = [
-            replace(entry, title=replace(entry.title, title="New " + entry.title.title)) for entry in entries["music"]
-        ]
-        for number, entry in enumerate(changed):
-            server.put("xiaozhi_music", number, entry.vector.tolist(), to_payload(entry.title))
-        assert watcher.check_blocking()
-        assert watcher.check_blocking()
-        found = cache.music.search_blocking("new baa baa black sheep").title
-        assert found is not None
-        assert found.title == "New Baa Baa Black Sheep"
-        assert cache.music.status.reason == ""
 
 
 def test_what_this_library_emptied_is_empty_and_says_so_at_every_look(
@@ -366,20 +250,6 @@ def test_a_restart_reads_the_copy_instead_of_the_server(
     server.fail(Fault.HANG)
     cache = prepare(settings)
     assert cache.music.search_blocking("twinkle twinkle little star").title == SONGS[0]
-
-
-def test_a_point_without_a_direction_is_found_by_its_words(
-    settings: Settings, server: QdrantServer, entries: dict[Kind, list[Entry]]
-) -> None:
-    foreign_fill(server, entries)
-    server.put("xiaozhi_music", 500, [0.0] * 384, {"title": "No Direction", "filename": "x.mp3"})
-    with watching(settings) as watcher:
-        watcher.check_blocking()
-    cache = prepare(settings)
-    assert cache.music.status.titles == len(SONGS) + 1
-    found = cache.music.search_blocking("no direction").title
-    assert found is not None
-    assert found.id == 500
 
 
 async def test_running_it_recovers_by_itself_and_ends_when_told(
