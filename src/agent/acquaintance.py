@@ -15,6 +15,7 @@ import structlog
 from livekit.agents import JobContext
 
 from agent.briefing.desk import BriefingDesk
+from agent.briefing.memory import user_id
 from agent.briefing.profile import Briefing
 from agent.briefing.prompt import Prompt, PromptWriter
 from agent.conversation.resume import Resumed, resume_store
@@ -30,7 +31,7 @@ _METADATA_MAX: Final = 16_384
 
 
 class Acquaintance:
-    """One visit's. `fetch` once; everything else answers at any time from what there is by then."""
+    """One visit's. `look_up` and `fetch` once; everything else answers at any time from what there is by then."""
 
     def __init__(self, ctx: JobContext, device: RoomIdentity, shared: Shared) -> None:
         self._ctx = ctx
@@ -42,9 +43,12 @@ class Acquaintance:
         self.memories: Sequence[str] = ()
         self.resumed: Resumed | None = None
 
-    async def fetch(self, desk: BriefingDesk) -> Briefing:
-        """Ask for everything: what is on this machine first."""
+    async def look_up(self, desk: BriefingDesk) -> None:
+        """What is known already, on this machine or in Redis."""
         await asyncio.gather(self._recall(), self._peek(desk))
+
+    async def fetch(self, desk: BriefingDesk) -> Briefing:
+        """Ask for everything."""
         self.briefing = await desk.fetch()
         return self.briefing
 
@@ -79,6 +83,13 @@ class Acquaintance:
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 log.warning("the device's time zone is unknown")
         return ZoneInfo("UTC")
+
+    @property
+    def memory_user(self) -> str:
+        """Whose memory it is: the child's where its profile has an id, else the device's."""
+        known = self.briefing or self._cached
+        child = known.child if known is not None else None
+        return user_id(self._device.mac, child.profile_id if child is not None else None)
 
     def languages(self) -> list[str | None]:
         """Languages, best first; the last is the setting's."""

@@ -17,7 +17,7 @@ from agent.acquaintance import Acquaintance
 from agent.attendance import Attendance
 from agent.briefing.desk import BriefingDesk
 from agent.briefing.mem0_process import open_memory
-from agent.briefing.memory import Recollection, user_id
+from agent.briefing.memory import Recollection
 from agent.briefing.profile import Briefing
 from agent.conversation.conversation import Conversation, Scene
 from agent.conversation.ear import Ear
@@ -150,7 +150,6 @@ class Visit:
         self._fetching = self.spawn(self._fetch(), "briefing")
         self.spawn(self._mark_serving(), "serving mark")
         self._open_providers()
-        self._remember()
         if self.settings.budget_per_day:
             self.spawn(self.usage.load_earlier(), "earlier costs")
 
@@ -195,12 +194,13 @@ class Visit:
         self._stack.push_async_callback(outbox.aclose)
         history = ChatHistory(outbox, self.device.mac, self.ctx.job.room.name)
         self._stack.push_async_callback(history.aclose)
-        if self.recollection is not None:
-            self.about.memories = await self.recollection.in_time() or ()
         briefing = await self._fetching
+        if self.recollection is not None:
+            await self.recollection.ask_for(self.about.memory_user)
+            self.about.memories = await self.recollection.in_time() or ()
         history.decide(
             chat_history=briefing.chat_history if self.settings.manager_api_url is not None else 0,
-            memory_user=user_id(self.device.mac) if self.recollection is not None else None,
+            memory_user=self.about.memory_user if self.recollection is not None else None,
         )
         language = self.about.language
         scene = Scene(
@@ -306,7 +306,7 @@ class Visit:
             return
         memory = open_memory(self.settings)
         self._stack.push_async_callback(memory.aclose)
-        self.recollection = Recollection(memory, user_id(self.device.mac), deadline_ms=self.settings.mem0_deadline_ms)
+        self.recollection = Recollection(memory, self.about.memory_user, deadline_ms=self.settings.mem0_deadline_ms)
         self._stack.push_async_callback(self.recollection.aclose)
 
     def _open_playback(self) -> Playback:
@@ -368,6 +368,8 @@ class Visit:
         return Snapshot(self.conversation.context, playing, greeted_returning=self.about.resumed is not None)
 
     async def _fetch(self) -> Briefing:
+        await self.about.look_up(self.desk)
+        self._remember()  # of the last known child, so that nothing waits for the live answer
         briefing = await self.about.fetch(self.desk)
         self.record.briefed(
             sources={part.value: source.value for part, source in briefing.sources.items()},

@@ -356,6 +356,12 @@ async def test_the_child_as_other_services_send_it() -> None:
                     {**CHILD, "interests": ["a", "", "b"], "gender": ""},
                     Child("Asha", 6, "Early Childhood", None, ("a", "b")),
                 ),
+                ({"name": "Mia", "id": 17}, Child("Mia", profile_id="17")),
+                ({"name": "Mia", "id": " 4f0c-17 "}, Child("Mia", profile_id="4f0c-17")),
+                ({"name": "Mia", "id": ""}, Child("Mia")),
+                ({"name": "Mia", "id": True}, Child("Mia")),
+                ({"name": "Mia", "id": {"$oid": 1}}, Child("Mia")),
+                ({"name": "Mia", "id": "1" * 101}, Child("Mia")),
             ]:
                 api.answer(Override(data=data), Call.CHILD_PROFILE)
                 assert await client.child_profile(DEMO_MAC) == child

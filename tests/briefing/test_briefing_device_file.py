@@ -34,6 +34,7 @@ language = "hi"
 name = "मीरा"
 age = 5
 interests = ["खेल"]
+id = 17
 
 [devices."00:00:00:00:00:01"]
 chat_history = 1
@@ -55,7 +56,7 @@ async def test_a_device_of_the_file(tmp_path: Path) -> None:
     assert await directory.agent_id(DEMO_MAC) == "agent-5"
     assert await directory.agent_prompt(DEMO_MAC) == "default prompt"
     assert await directory.agent_models(DEMO_MAC, "room") == Models(Voice("edge", "en-US-AnaNeural"), 0, "hi")
-    assert await directory.child_profile(DEMO_MAC) == Child("मीरा", 5, interests=("खेल",))
+    assert await directory.child_profile(DEMO_MAC) == Child("मीरा", 5, interests=("खेल",), profile_id="17")
     assert await directory.update_mode("agent-5", "Story Teller") == "tell stories"
     with pytest.raises(Rejected):
         await directory.update_mode("agent-5", "story teller")
@@ -98,7 +99,7 @@ async def test_the_desk_answers_from_the_file_at_once_and_keeps_nothing(tmp_path
         assert await desk.update_mode("Story Teller") == "tell stories"
     assert peeked is not None
     assert peeked.language == fetched.language == "hi"
-    assert peeked.child == fetched.child == Child("मीरा", 5, interests=("खेल",))
+    assert peeked.child == fetched.child == Child("मीरा", 5, interests=("खेल",), profile_id="17")
     assert fetched.sources == ALL_LIVE
     assert fetched.problems == {}
     assert not state.exists()

@@ -220,6 +220,36 @@ async def test_memories_in_time_are_there_for_the_first_words() -> None:
     await rec.aclose()
 
 
+async def test_memories_of_another_child_are_dropped_and_its_own_asked_for() -> None:
+    slow = SlowMemory()
+    slow.go.set()
+    rec = Recollection(slow, ME, deadline_ms=10_000)
+    assert await rec.in_time() == ("has a dog",)
+    await rec.ask_for(ME)
+    assert len(slow.asked) == 1, "the same one is not asked for twice"
+    slow.go.clear()
+    await rec.ask_for("child:18")
+    assert rec.outcome == "waiting"
+    slow.go.set()
+    assert await rec.in_time() == ("has a dog",)
+    assert [user for _, user, _ in slow.asked] == [ME, "child:18"]
+    await rec.aclose()
+
+
+async def test_late_memories_of_another_child_join_no_turn() -> None:
+    slow = SlowMemory()
+    late = asyncio.Event()
+    rec = Recollection(slow, ME, deadline_ms=10, on_late=lambda _: late.set())
+    assert await rec.in_time() is None
+    slow.go.set()
+    await late.wait()
+    slow.go.clear()
+    await rec.ask_for("child:18")
+    assert rec.take_late() is None
+    await rec.aclose()
+    assert rec.take_late() is None
+
+
 async def test_late_memories_join_once_at_a_later_turn() -> None:
     slow = SlowMemory()
     late: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()

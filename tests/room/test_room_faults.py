@@ -14,7 +14,8 @@ from agent.briefing.memory import user_id
 from agent.values import DeviceMac
 from sandbox.device import Device, random_mac
 from sandbox.faults import Fault
-from sandbox.manager_api import DEMO_MAC, Call
+from sandbox.manager_api import CHILD, DEMO_MAC, Call
+from sandbox.manager_api import Device as KnownDevice
 from sandbox.processes import WorkerProcess
 from sandbox.providers import ProviderServer
 from sandbox.replies import text_of
@@ -57,13 +58,18 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
     start_world: StartWorld, providers: ProviderServer
 ) -> None:
     other = random_mac()
-    providers.mem0.remember(user_id(DeviceMac(DEMO_MAC)), "The child has a cat called Mimi.")
-    providers.mem0.remember(user_id(DeviceMac(other)), "The child has a dog called Bruno.")
+    asha = user_id(DeviceMac(DEMO_MAC), "17")
+    providers.mem0.remember(asha, "The child has a cat called Mimi.")
+    providers.mem0.remember(user_id(DeviceMac(DEMO_MAC)), "The child who had this toy before has a dog called Bruno.")
     providers.mem0.search_behaviour.first = 0.3
     world = await start_world(env=env(providers), warm=2)
+    assert world.manager is not None
+    for mac in (DEMO_MAC, other):  # one child with two toys
+        world.manager.devices[DeviceMac(mac)] = KnownDevice(child={**CHILD, "id": 17})
     device = await arrived(world)
     await talk(device, HELLO)
     assert "Mimi" in told(providers, 0), "300 ms are waited for"
+    assert "Bruno" not in told(providers, 0)
     await device.leave()
 
     # Longer than the greeting and the first words of the child take together.
@@ -71,13 +77,15 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
     device = await arrived(world, other)
     first = len(providers.chat.calls)
     await talk(device, HELLO)
-    assert "Bruno" not in told(providers, first), "9 s are not"
+    assert "Mimi" not in told(providers, first), "9 s are not"
     await world.worker.wait_for_line(lambda line: line.event == "memory_late", timeout=30)
     second = len(providers.chat.calls)
     await talk(device, AGAIN)
-    assert any("Bruno" in told(providers, call) for call in range(second, len(providers.chat.calls)))
+    assert any("Mimi" in told(providers, call) for call in range(second, len(providers.chat.calls)))
     await device.leave()
     await visit_ended(world, 2)
+    await world.worker.wait_until(lambda: len(providers.mem0.added) >= 2, timeout=30, what="both visits' memories")
+    assert {added.user_id for added in providers.mem0.added} == {asha}
     assert not own_errors(world)
 
 

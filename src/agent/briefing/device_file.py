@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agent.briefing.profile import DEFAULT_CHAT_HISTORY, ChatType, Child, Models
 from agent.briefing.wire import Age, ChatHistory, Interests, Line, OptionalLine, Prompt, VoiceAnswer
@@ -24,12 +24,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ChildId = Annotated[OptionalLine, BeforeValidator(_number_as_text)]
+"""The child's own id, the same on each of its toys."""
+
+
 class _ChildSection(_Strict):
     name: Line
     age: Age = None
     age_group: OptionalLine = None
     gender: OptionalLine = None
     interests: Interests = ()
+    id: ChildId = None
 
 
 class _VoiceSection(VoiceAnswer):
@@ -95,7 +104,9 @@ class DeviceFile:
     async def child_profile(self, mac: DeviceMac) -> Child | None:
         """The section's child."""
         child = self._sections(mac)[0].child
-        return Child(child.name, child.age, child.age_group, child.gender, child.interests) if child else None
+        if child is None:
+            return None
+        return Child(child.name, child.age, child.age_group, child.gender, child.interests, profile_id=child.id)
 
     async def update_mode(self, agent_id: str, mode_name: str) -> str:  # noqa: ARG002 — the protocol's signature
         """The prompt of `[modes]` with this exact name, for this visit: the file is not written."""

@@ -196,13 +196,27 @@ class Recollection:
         limit: int = RECALL_LIMIT,
         on_late: Callable[[tuple[str, ...]], None] | None = None,
     ) -> None:
-        self._begun = time.monotonic()
-        self._deadline = self._begun + deadline_ms / 1000
+        self._memory = memory
+        self._query = query
+        self._limit = limit
+        self._deadline_ms = deadline_ms
         self._on_late = on_late
+        self._begin(user_id)
+
+    def _begin(self, user_id: str) -> None:
+        self._user_id = user_id
+        self._begun = time.monotonic()
+        self._deadline = self._begun + self._deadline_ms / 1000
         self._late: tuple[str, ...] | None = None
         self.outcome = "waiting"
         self.took_ms: float | None = None
-        self._task = asyncio.create_task(self._ask(memory, query, user_id, limit), name="recollection")
+        self._task = asyncio.create_task(self._ask(user_id), name="recollection")
+
+    async def ask_for(self, user_id: str) -> None:
+        """Another one's memories, should it be another: what was found until now is dropped, and time begins anew."""
+        if user_id != self._user_id:
+            await self.aclose()
+            self._begin(user_id)
 
     async def in_time(self) -> tuple[str, ...] | None:
         """The memories if they come before the deadline, else None; never raises for a failing memory."""
@@ -225,9 +239,9 @@ class Recollection:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _ask(self, memory: Memory, query: str, user_id: str, limit: int) -> tuple[str, ...] | None:
+    async def _ask(self, user_id: str) -> tuple[str, ...] | None:
         try:
-            found = tuple(await memory.recall(query, user_id=user_id, limit=limit))
+            found = tuple(await self._memory.recall(self._query, user_id=user_id, limit=self._limit))
         except RemoteError as error:
             self.outcome = "failed"
             _log.warning("memory_recall_failed", error=str(error))

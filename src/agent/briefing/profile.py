@@ -52,6 +52,7 @@ class Child:
     """The child as its parents described it. Personal throughout: `repr` shows nothing of it.
 
     `age` is in years. `age_group` and `gender` are the Manager API's words, such as `Late Elementary` and `male`.
+    `profile_id` is the same on every toy of the child; None where nobody gives one.
     """
 
     name: str = field(repr=False)
@@ -59,6 +60,7 @@ class Child:
     age_group: str | None = field(default=None, repr=False)
     gender: str | None = field(default=None, repr=False)
     interests: tuple[str, ...] = field(default=(), repr=False)
+    profile_id: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

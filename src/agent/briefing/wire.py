@@ -27,6 +27,7 @@ _ABOUT_FAILURE: Final = re.compile(
     r"internal|exception|error|fail|time.?out|服务器|内部|异常|错误|失败|超时", re.IGNORECASE
 )
 _INTERESTS_MAX: Final = 30
+_PROFILE_ID_MAX: Final = 100
 
 
 def clean(text: str) -> str:
@@ -58,6 +59,12 @@ def _interests(value: Any) -> Any:
     return tuple(word for word in words if word != "")
 
 
+def _profile_id(value: Any) -> str | None:
+    """A number or a short text; anything else counts as not said, and the memory is the device's."""
+    text = clean(value) if isinstance(value, str) else str(value) if type(value) is int else ""
+    return text if 0 < len(text) <= _PROFILE_ID_MAX else None
+
+
 _WORDS: Final = TypeAdapter(list[str])
 
 Line = Annotated[str, AfterValidator(clean), Field(min_length=1, max_length=200)]
@@ -68,6 +75,8 @@ Age = Annotated[Annotated[int, Field(ge=0, le=120)] | None, BeforeValidator(_bla
 """Years."""
 Interests = Annotated[tuple[str, ...], BeforeValidator(_interests)]
 """What a child likes."""
+ProfileId = Annotated[str | None, BeforeValidator(_profile_id)]
+"""The child's own id."""
 LanguageTag = Annotated[str | None, BeforeValidator(_language)]
 """A BCP 47 tag; anything else counts as not said."""
 ChatHistory = Annotated[int, Field(ge=0, le=2)]
@@ -88,6 +97,7 @@ class _ChildAnswer(BaseModel):
     age_group: OptionalLine = Field(default=None, alias="ageGroup")
     gender: OptionalLine = None
     interests: Interests = ()
+    profile_id: ProfileId = Field(default=None, alias="id")
 
 
 class VoiceAnswer(BaseModel):
@@ -177,7 +187,9 @@ class Envelope:
         if data is None:
             return None
         answer = self._parse(_CHILD, data)
-        return Child(answer.name, answer.age, answer.age_group, answer.gender, answer.interests)
+        return Child(
+            answer.name, answer.age, answer.age_group, answer.gender, answer.interests, profile_id=answer.profile_id
+        )
 
     def reported(self) -> bool:
         """Whether a chat line was kept."""
