@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,9 @@ class WorkerState:
         self.capacity = settings.max_rooms or default_capacity(settings)
         self.draining = False
         self.registered = False
+        self.lacks: Mapping[str, str] = {}
+        """What rooms are served without (see `process.lacks`): told among readiness' problems, no reason to send rooms
+        elsewhere."""
         self.refused: Counter[str] = Counter()
         self.pool = PoolWatch(settings.num_idle_processes, stuck_s=settings.job_stuck_timeout, clock=clock)
         self.idle = IdleProcesses(self.pool, least=settings.num_idle_processes, most=most_idle(settings), clock=clock)
@@ -181,7 +184,7 @@ class WorkerState:
             "warm_processes": warm,
             "active_calls": self.active,
             "max_concurrent_calls": self.capacity,
-            "problems": problems,
+            "problems": {**self.lacks, **problems},
         }
         return self.connected and not self.draining and not problems and warm_enough, report
 

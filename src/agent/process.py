@@ -24,10 +24,11 @@ from livekit.agents.vad import VAD
 
 from agent.briefing.device_file import load_device_file
 from agent.briefing.prompt import PromptWriter
-from agent.conversation.providers import ProviderPlan
+from agent.conversation.providers import ProviderPlan, missing_providers
 from agent.conversation.turn_taking import load_vad
+from agent.errors import ModelFileError
 from agent.greeting.bank import GreetingBank
-from agent.library import services
+from agent.library import model_files, services
 from agent.library.services import ServiceCache
 from agent.settings import Settings, load_settings
 from agent.state import private_dir
@@ -66,7 +67,7 @@ class Kit:
         """Whether each service is ready in this process now; songs and stories where they have a place to be played
         from.
         """
-        settings, library = self.shared.settings, self.shared.library
+        library = self.shared.library
         ready = {
             "greetings": bool(self.shared.bank.recordings),
             "vad": self.shared.vad is not None,
@@ -74,7 +75,7 @@ class Kit:
             "providers": self.shared.plan is not None,
             "prompt": self.shared.writer is not None,
         }
-        if settings.media_base_url is not None or settings.catalogue_dir is not None:
+        if _plays(self.shared.settings):
             ready["music"] = library is not None and library.music.ready
             ready["stories"] = library is not None and library.stories.ready
         return ready
@@ -127,6 +128,21 @@ def _load() -> Shared:
     if settings.mcp_servers:
         part("mcp", lambda: importlib.import_module("agent.conversation.mcp_tools"), None)
     return Shared(settings, bank, vad, library, plan, writer, parts_ms, problems)
+
+
+def lacks(settings: Settings) -> dict[str, str]:
+    """What rooms are served without, by its name, and what would help: providers, the embedding model. Reads files."""
+    found = {part: help_ for part, _, help_ in (line.partition(": ") for line in missing_providers(settings))}
+    if _plays(settings):
+        try:
+            model_files.find(settings)
+        except ModelFileError as error:
+            found["embedding model"] = f"songs and stories are searched by words alone: {error}"
+    return found
+
+
+def _plays(settings: Settings) -> bool:
+    return settings.media_base_url is not None or settings.catalogue_dir is not None
 
 
 def prewarm(proc: JobProcess) -> None:

@@ -172,6 +172,9 @@ async def serve(settings: Settings, *, devmode: bool = False) -> int:
             # Job processes read it with the other settings.
             os.environ["SINGLE_PEER_CONNECTION"] = str(supported).lower()
     state = WorkerState(settings)
+    state.lacks = await asyncio.to_thread(process.lacks, settings)
+    for part, remedy in state.lacks.items():
+        log.error("rooms are served without a part", part=part, problem=remedy)
     async with AsyncExitStack() as stack:
         hub = await open_hub(stack, settings, roles=state.roles, show=state.show)
         await stack.enter_async_context(HealthServer(settings, state, hub))

@@ -132,9 +132,13 @@ def test_systemd_gives_time_to_drain_and_tells_the_main_process_alone() -> None:
     assert service["KillSignal"] == "SIGTERM"
     assert int(service["TimeoutStopSec"]) > DEFAULTS.drain_timeout
     assert service["ExecStart"].endswith("-m agent start")
-    name, _, folder = service["Environment"].partition("=")
-    assert name in SETTINGS
-    assert folder == f"/var/lib/{service['StateDirectory']}"
+    environment = dict(item.split("=", 1) for item in shlex.split(service["Environment"]))
+    assert set(environment) <= SETTINGS
+    assert environment["STATE_DIR"] == f"/var/lib/{service['StateDirectory']}"
+    # Told by the README and the unit's own comment, relative to its folder.
+    assert environment["MODEL_DIR"] == f"{service['WorkingDirectory']}/models"
+    for told in (file, REPO / "README.md"):
+        assert "MODEL_DIR=models .models-venv/bin/python -m agent download-files" in told.read_text()
     assert service["StateDirectoryMode"] == "0700"
     assert service["NoNewPrivileges"] == "true"
     assert service["ProtectSystem"] == "strict"

@@ -115,16 +115,19 @@ async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_wor
     assert total(samples, "toy_refused_total", reason="full") >= 1
 
 
-async def test_a_worker_is_not_ready_while_livekit_is_gone() -> None:
-    async def until_ready(wanted: bool) -> None:
+async def test_a_worker_tells_what_it_lacks_and_is_not_ready_while_livekit_is_gone() -> None:
+    async def until_ready(wanted: bool) -> set[str]:
         async with asyncio.timeout(60):
             while True:
                 status, text = await world.worker.health("/ready")
-                if (status == 200, json.loads(text)["registered"]) == (wanted, wanted):
-                    return
+                report = json.loads(text)
+                if (status == 200, report["registered"]) == (wanted, wanted):
+                    return set(report["problems"])
 
     async with World(manager=False) as world:
-        await until_ready(True)
+        lacks = await until_ready(True)
+        assert lacks == {"speech-to-text", "language model", "voice"}
+        assert {line.fields["part"] for line in world.worker.events("rooms are served without a part")} == lacks
         await world.server.stop()
         await until_ready(False)
         assert total(await metrics(world), "toy_registered") == 0

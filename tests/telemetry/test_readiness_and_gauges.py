@@ -15,6 +15,7 @@ from telemetry_support import scrape, total, until
 from agent.errors import OutboxError
 from agent.health import LOAD_TARGET, WARM_GRACE_S, WorkerState
 from agent.outbox.items import OutboxStats
+from agent.process import lacks
 from agent.settings import Settings
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.lag import LagProbe
@@ -90,6 +91,29 @@ async def test_a_worker_that_lost_livekit_is_not_ready_and_rescues_nobody_until_
         server._connecting = lost
         ready, report = state.readiness()
         assert (ready, report["registered"], state.can_rescue()) == (not lost, not lost, not lost)
+
+
+async def test_what_rooms_are_served_without_is_told_and_keeps_no_room_away(tmp_path: Path) -> None:
+    state, _ = _state(tmp_path, Clock(), num_idle_processes=0, catalogue_dir=tmp_path)
+    state.lacks = lacks(state.settings)
+    ready, report = state.readiness()
+    assert ready
+    assert set(report["problems"]) == {"speech-to-text", "language model", "voice", "embedding model"}
+    assert "STT_BASE_URL" in report["problems"]["speech-to-text"]
+    assert "download-files" in report["problems"]["embedding model"]
+    async with MetricsHub(tmp_path / "run") as hub:
+        hub.sources.append(state.show)
+        assert total(await scrape(hub), "toy_degraded") == 4
+
+
+def test_nothing_is_missed_where_it_is_there_or_not_used(tmp_path: Path, model_dir: Path) -> None:
+    def found(**values: object) -> set[str]:
+        return set(lacks(Settings(_env_file=None, state_dir=tmp_path, **values)))  # type: ignore[arg-type,call-arg]
+
+    assert found(openai_api_key="sk-1") == set()
+    assert found(openai_api_key="sk-1", catalogue_dir=tmp_path, model_dir=model_dir) == set()
+    assert found(stt_base_url="http://a", llm_base_url="http://a") == {"voice"}
+    assert found(conversation_mode="realtime") == {"realtime"}
 
 
 async def test_a_worker_without_a_pool_of_warm_processes_is_ready_without_one(tmp_path: Path) -> None:

@@ -53,6 +53,22 @@ class Server:
     key: str
 
 
+def missing_providers(settings: Settings) -> tuple[str, ...]:
+    """What the conversation lacks, one line each: the part, and the variables that would help."""
+    key = _secret(settings.openai_api_key)
+    if settings.conversation_mode == "realtime":
+        return () if key or settings.realtime_base_url else ("realtime: set OPENAI_API_KEY or REALTIME_BASE_URL",)
+    spare = key or settings.fallback_openai_base_url
+    lacks = []
+    if not (spare or settings.stt_base_url):
+        lacks.append("speech-to-text: set OPENAI_API_KEY or STT_BASE_URL")
+    if not (spare or settings.llm_base_url):
+        lacks.append("language model: set OPENAI_API_KEY or LLM_BASE_URL")
+    if not (spare or settings.tts_base_url or settings.elevenlabs_base_url or _secret(settings.elevenlabs_api_key)):
+        lacks.append("voice: set OPENAI_API_KEY, TTS_BASE_URL or ELEVENLABS_API_KEY")
+    return tuple(lacks)
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """What `AgentSession` takes."""
@@ -92,16 +108,7 @@ class ProviderPlan:
     @property
     def problems(self) -> tuple[str, ...]:
         """What the conversation lacks, naming the variables that would help."""
-        if self.settings.conversation_mode == "realtime":
-            return () if self.realtime else ("realtime: set OPENAI_API_KEY or REALTIME_BASE_URL",)
-        lacks = []
-        if not (self.stt or self.fallback):
-            lacks.append("speech-to-text: set OPENAI_API_KEY or STT_BASE_URL")
-        if not (self.llm or self.fallback):
-            lacks.append("language model: set OPENAI_API_KEY or LLM_BASE_URL")
-        if not (self.tts or self.elevenlabs or self.fallback):
-            lacks.append("voice: set OPENAI_API_KEY, TTS_BASE_URL or ELEVENLABS_API_KEY")
-        return tuple(lacks)
+        return missing_providers(self.settings)
 
     def open(
         self,

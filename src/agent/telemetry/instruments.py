@@ -180,7 +180,11 @@ _ALL: Final = (
     Instrument("toy_ready", "gauge", "1 when rooms may come."),
     Instrument("toy_registered", "gauge", "1 while registered with LiveKit, 0 while the connection is lost."),
     Instrument("toy_draining", "gauge", "1 while visits are left to end by themselves."),
-    Instrument("toy_degraded", "gauge", "What is wrong with processes: parts they lack, or that none can be started."),
+    Instrument(
+        "toy_degraded",
+        "gauge",
+        "What readiness names: parts that processes or all rooms lack, or that no process can be started.",
+    ),
     Instrument("toy_warm_processes", "gauge", "Processes that wait for a room."),
     Instrument(
         "toy_warm_processes_wanted",
