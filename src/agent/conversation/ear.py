@@ -34,6 +34,7 @@ class Ear(io.AudioInput):
         self._identity = identity
         self._frames: deque[rtc.AudioFrame] = deque()
         self._arrived = asyncio.Event()
+        self._track: rtc.Track | None = None
         self._stream: rtc.AudioStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._old: set[asyncio.Task[None]] = set()
@@ -67,6 +68,7 @@ class Ear(io.AudioInput):
         if participant.identity != self._identity or track.kind != rtc.TrackKind.KIND_AUDIO:
             return
         self._leave_stream()
+        self._track = track
         self._stream = rtc.AudioStream(
             track,
             sample_rate=SAMPLE_RATE,
@@ -78,9 +80,9 @@ class Ear(io.AudioInput):
         self._task = asyncio.create_task(self._hear(self._stream), name="ear")
 
     def _on_unsubscribed(
-        self, _track: rtc.Track, _publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+        self, track: rtc.Track, _publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
-        if participant.identity == self._identity:
+        if participant.identity == self._identity and track is self._track:
             self._leave_stream()
 
     def _leave_stream(self) -> None:
@@ -89,7 +91,7 @@ class Ear(io.AudioInput):
             self._old.add(self._task)
             self._task.add_done_callback(self._old.discard)
             self._task = None
-        self._stream = None
+        self._track = self._stream = None
 
     async def _hear(self, stream: rtc.AudioStream) -> None:
         try:
