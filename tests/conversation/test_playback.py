@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from agent.conversation.control_words import Control
-from agent.conversation.playback import GIVE_UP_AFTER, TRY_AGAIN_AFTER, UNSURE_MS, Playback
+from agent.conversation.playback import GIVE_UP_AFTER, SORRY, TRY_AGAIN_AFTER, UNSURE_MS, Playback
 from agent.conversation.resume import Playing
 from agent.conversation.tools import Toolbox
 from agent.device.link import DeviceLink
@@ -265,6 +265,39 @@ async def test_a_song_that_was_held_goes_on_softly_under_an_answer_and_a_story_a
         assert await visit.hear() >= 4800
 
 
+async def test_a_story_waits_for_an_answer_that_took_long_to_come(visit: Visit) -> None:
+    playback = visit.playback
+    assert await playback.play_any("story")
+    assert await visit.hear() >= 4800
+    playback.child_speaking(True)
+    playback.child_speaking(False)
+    playback.release()  # as after AFTER_SOUND without a word
+    assert await visit.hear() >= 4800
+    playback.child_said()
+    assert visit.quiet(), "there were words after all"
+    playback.release()  # as after AFTER_WORDS without an answer
+    assert await visit.hear() >= 4800
+    playback.agent_state("thinking")
+    playback.agent_state("speaking")
+    assert visit.quiet()
+    playback.agent_state("listening")
+    assert await visit.hear() >= 4800
+
+
+async def test_an_endless_room_ends_with_the_sleep_timer_even_at_the_end_of_a_title(visit: Visit) -> None:
+    playback = visit.playback
+    assert await playback.play_any("music")
+    length = await visit.hear(10**9) * 1000 // RATE
+    assert playback.player.again()
+    playback.go_on_endlessly("music")
+    playback.player.seek(length - 1000)
+    assert await visit.hear() >= 4800
+    playback.player.sleep_in(0)
+    await visit.hear(10**9)
+    await visit.settle()
+    assert playback.player.current is None
+
+
 async def test_an_endless_room_plays_on_and_ends_with_the_title_it_was_told_to(visit: Visit) -> None:
     playback = visit.playback
     assert await playback.play_any("music", endless=True)
@@ -290,7 +323,7 @@ async def test_an_endless_room_whose_titles_are_gone_says_so_and_gives_up(nowher
             await visit.settle()
             await visit.hear()
         assert visit.playback.player.current is None
-        assert visit.said == ["not_found"] * GIVE_UP_AFTER
+        assert visit.said == [SORRY] * GIVE_UP_AFTER
     finally:
         await visit.aclose()
     assert not visit.told
@@ -309,7 +342,7 @@ async def test_an_endless_room_plays_again_once_its_titles_are_back(nowhere: Set
             while await visit.hear() < 4800:
                 visit.woken.clear()
                 await visit.woken.wait()
-        assert visit.said == ["not_found"] * GIVE_UP_AFTER, "it did not say so each time"
+        assert visit.said == [SORRY] * GIVE_UP_AFTER, "it did not say so each time"
         visit.playback.stop()
         assert visit.playback.player.current is None
     finally:

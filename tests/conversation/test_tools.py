@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from livekit.agents.llm.utils import build_legacy_openai_schema
 
 from agent.conversation.control_words import Control
-from agent.conversation.playback import Playback
+from agent.conversation.playback import SORRY, Playback
 from agent.conversation.tools import NOTHING, SILENT, Toolbox
 from agent.device.calls import DeviceCalls
 from agent.device.link import DeviceLink
@@ -53,6 +54,7 @@ async def playback() -> AsyncIterator[Playback]:
     speaker = Speaker()
     link = DeviceLink(cast("Any", Room()), "02:00:00:00:00:01")
     said: list[str] = []
+    tasks: list[asyncio.Future[Any]] = []
 
     async def sorry(purpose: str) -> None:
         said.append(purpose)
@@ -62,10 +64,10 @@ async def playback() -> AsyncIterator[Playback]:
         library=None,
         link=link,
         speaker=speaker,
-        spawn=asyncio.ensure_future,
+        spawn=lambda work, _: tasks.append(asyncio.ensure_future(work)),
         sorry=sorry,
     )
-    made.__dict__["said"] = said
+    made.__dict__.update(said=said, speaker=speaker, link=link, tasks=tasks)
     yield made
     await made.aclose()
     await link.aclose()
@@ -158,14 +160,68 @@ async def test_without_a_library_the_model_says_sorry(playback: Playback) -> Non
 
 async def test_a_parents_wish_that_cannot_be_had_is_said(playback: Playback) -> None:
     await playback.play_wish("music", "twinkle", None)
-    assert playback.__dict__["said"] == ["not_found"]
+    assert playback.__dict__["said"] == [SORRY]
 
 
 async def test_control_words_concern_what_sounds(playback: Playback) -> None:
-    assert playback.understand("stop") is Control.STOP
     assert playback.understand("please go on") is None, "nothing was stopped"
     assert playback.understand("next") is None
     assert playback.understand("what is next to the house") is None
+
+
+STOPS = (("en", "Stop!"), ("en", "cancel"), ("hi", "बंद करो"), ("zh", "关掉"), ("de", "aus"))
+
+
+def hear(playback: Playback, words: str, language: str) -> Control | None:
+    """The child says something, and the recogniser has it a moment after the last sound."""
+    playback.child_speaking(True)
+    playback.child_speaking(False)
+    return playback.understand(words, language)
+
+
+@pytest.mark.parametrize(("language", "words"), STOPS)
+async def test_a_stop_with_nothing_to_stop_is_for_the_model(playback: Playback, language: str, words: str) -> None:
+    assert hear(playback, words, language) is None
+    playback.agent_state("thinking")
+    assert playback.understand(words, language) is None, "the answer to these very words is being prepared"
+
+
+@pytest.mark.parametrize(("language", "words"), STOPS)
+@pytest.mark.parametrize("state", ["thinking", "speaking"])
+async def test_a_stop_of_words_and_answers_is_obeyed(playback: Playback, language: str, words: str, state: str) -> None:
+    playback.agent_state(state)
+    playback.child_speaking(True)
+    playback.agent_state("listening")  # interrupted by the child's voice
+    playback.child_speaking(False)
+    assert playback.understand(words, language) is Control.STOP
+    playback.control(Control.STOP)
+    assert playback.understand(words, language) is Control.STOP, "asked again for the same words"
+    assert hear(playback, words, language) is Control.STOP, "said again"
+
+
+async def test_a_stop_of_a_recorded_sentence_is_obeyed(playback: Playback) -> None:
+    speaker = playback.__dict__["speaker"]
+    speaker.play(np.zeros(2400, np.int16))
+    assert hear(playback, "stop", "en") is Control.STOP
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [({"ok": True}, []), ({"ok": False, "error": "no"}, [SORRY]), (None, [SORRY])]
+)
+@pytest.mark.parametrize("control", [Control.LOUDER, Control.QUIETER])
+async def test_a_device_that_changes_no_loudness_is_said_so(
+    playback: Playback, control: Control, answer: dict[str, Any] | None, says: list[str]
+) -> None:
+    device = AnsweringDevice(answer)
+    link, tasks = playback.__dict__["link"], playback.__dict__["tasks"]
+    link.calls = device.calls
+    playback.control(control)
+    if answer is None:
+        await asyncio.sleep(0)
+        device.calls.close()
+    await asyncio.wait_for(asyncio.gather(*tasks), 20)
+    assert [call["name"] for call in device.called] == [f"self_volume_{'up' if control is Control.LOUDER else 'down'}"]
+    assert playback.__dict__["said"] == says
 
 
 async def test_the_goodbye_waits_for_what_is_still_being_said(playback: Playback) -> None:

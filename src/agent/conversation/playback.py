@@ -11,6 +11,7 @@ import structlog
 
 from agent.conversation.control_words import Control, ControlWords
 from agent.conversation.resume import QUEUE_MAX, Playing
+from agent.device.calls import Answered
 from agent.device.link import DeviceLink
 from agent.device.messages import music_playback_started, music_playback_stopped
 from agent.errors import LibraryError, MediaError, Unavailable
@@ -26,12 +27,18 @@ from agent.telemetry.meter import meter
 
 log = structlog.get_logger(__name__)
 
+SORRY: Final = "provider_down"
+"""The recorded sentence for what cannot be had; `not_found` asks to add the device to the app."""
 AFTER_SOUND: Final = 2.0
 """Seconds media waits for a word after the child's microphone had only a noise."""
 AFTER_WORDS: Final = 8.0
 """Seconds media waits at most for the answer to what the child has said."""
 RECENTLY: Final = 180.0
 """Seconds for which "go on" and "again" mean what was stopped."""
+JUST_NOW: Final = 1.5
+"""Seconds after a sound has ended in which the child may still begin to stop it."""
+STILL_STOPPING: Final = 5.0
+"""Seconds after a stop in which another is the same."""
 HISTORY_MAX: Final = 200
 UNSURE_MS: Final = 800
 """How much of what was played need not have been heard yet when a sign of life has come."""
@@ -89,6 +96,8 @@ class Playback:
         self._heard: tuple[Title | None, int] = (None, 0)
         self._stopped_at = float("-inf")
         self._child_speaks = False
+        self._stoppable_until = float("-inf")
+        self._something_to_stop = False
         self._agent_state = "listening"
         self._later: asyncio.TimerHandle | None = None
         self._closed = False
@@ -176,7 +185,7 @@ class Playback:
         if wish != self._wishes:
             return False
         if title is None:
-            await self._sorry("not_found")
+            await self._sorry(SORRY)
             return False
         self._endless = None
         self._play([title])
@@ -212,10 +221,15 @@ class Playback:
     # Control words
 
     def understand(self, transcript: str, language: str | None = None) -> Control | None:
-        """The control that the child's words are as a whole, where it concerns what sounds or has just sounded."""
+        """The control that the child's words are as a whole, where it concerns what sounds or has just sounded.
+
+        A "stop" concerns words and answers too: it counts where the child began to speak while there were any.
+        """
         control = self._words.match(transcript, language)
-        if control is None or control is Control.STOP or self.player.current is not None:
+        if control is None or self.player.current is not None:
             return control
+        if control is Control.STOP:
+            return control if self._something_to_stop or self._speaker.speaking else None
         again = control in {Control.RESUME, Control.AGAIN} and time.monotonic() - self._stopped_at < RECENTLY
         return control if again else None
 
@@ -226,6 +240,8 @@ class Playback:
         match control:
             case Control.STOP:
                 self.stop()
+                self._something_to_stop = True
+                self._keep_stoppable(STILL_STOPPING)
             case Control.PAUSE:
                 player.pause()
                 self._speaker.drop_queue()
@@ -238,10 +254,14 @@ class Playback:
             case Control.AGAIN:
                 player.again()
             case Control.LOUDER:
-                self._spawn(self._link.calls.call("self_volume_up"), "louder")
+                self._spawn(self._turn_volume("self_volume_up"), "louder")
             case Control.QUIETER:
-                self._spawn(self._link.calls.call("self_volume_down"), "quieter")
+                self._spawn(self._turn_volume("self_volume_down"), "quieter")
         self.release()
+
+    async def _turn_volume(self, function: str) -> None:
+        if not isinstance(await self._link.calls.call(function), Answered):
+            await self._sorry(SORRY)
 
     # Who speaks
 
@@ -251,25 +271,43 @@ class Playback:
         self._cancel_timer()
         if not speaking:
             self._release_in(AFTER_SOUND)
-        elif self.player.pause(Hold.SPEECH):
-            self._speaker.drop_queue()
+            return
+        busy = self._agent_state in {"thinking", "speaking"} or self.player.current is not None
+        self._something_to_stop = busy or self._speaker.speaking or time.monotonic() < self._stoppable_until
+        self._hold()
 
     def child_said(self) -> None:
         """There were words in it: the answer is on its way."""
         if not self._child_speaks:
+            if not self._goes_under_words:
+                self._hold()
             self._release_in(AFTER_WORDS)
+
+    def _hold(self) -> None:
+        sounding = self.sounding
+        if self.player.pause(Hold.SPEECH) and sounding:
+            self._speaker.drop_queue()
+
+    @property
+    def _goes_under_words(self) -> bool:
+        current = self.player.current
+        return current is not None and current.kind == "music" and not self._awaits_words
+
+    def _keep_stoppable(self, seconds: float) -> None:
+        self._stoppable_until = max(self._stoppable_until, time.monotonic() + seconds)
 
     def agent_state(self, state: str) -> None:
         """The session's state has changed."""
+        if self._agent_state == "speaking" != state:
+            self._keep_stoppable(JUST_NOW)
         self._agent_state = state
         if state == "thinking" or self._child_speaks:
             return
-        current = self.player.current
-        under_words = current is not None and current.kind == "music" and not self._awaits_words
-        if state != "speaking" or under_words:
+        if state != "speaking" or self._goes_under_words:
             self.release()
         else:
             self._cancel_timer()
+            self._hold()
 
     @property
     def sounding(self) -> bool:
@@ -354,6 +392,7 @@ class Playback:
     def stopped(self, title: Title, reason: StopReason) -> None:
         """It sounds no more."""
         self._stopped_at = time.monotonic()
+        self._keep_stoppable(JUST_NOW)
         meter.count("toy_titles_stopped", kind=title.kind, reason=reason.value)
         self._link.send(music_playback_stopped())
         self._changed()
@@ -372,7 +411,7 @@ class Playback:
     async def _after_problem(self) -> None:
         wishes, tries = self._wishes, self._failures - GIVE_UP_AFTER
         if tries <= 0:
-            await self._sorry("not_found")
+            await self._sorry(SORRY)
         if self._endless is None or self._closed:
             return
         if tries < 0:
