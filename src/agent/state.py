@@ -95,6 +95,18 @@ class StateDatabase:
                 connection.close()
 
 
+def remove_damaged(path: Path, *, before: float) -> int:
+    """Delete what was moved aside of the database `path` and last written before this moment, in Unix seconds; how
+    many files went. Raises OSError."""
+    removed = 0
+    for part in path.parent.glob(f"{path.name}*.damaged"):
+        with contextlib.suppress(FileNotFoundError):  # another worker tidies as well
+            if part.stat().st_mtime < before:
+                part.unlink()
+                removed += 1
+    return removed
+
+
 def is_damage(error: BaseException | None) -> bool:
     """Whether `error` is SQLite's for a file that itself is broken, rather than locked, full or out of reach."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -149,6 +161,7 @@ def _open(path: Path, schema: str, timeout: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA secure_delete=ON")  # what children said is overwritten when it goes
         connection.executescript(schema)
     except BaseException:  # whatever happened, the half-opened connection must close before the error goes on
         connection.close()

@@ -35,6 +35,7 @@ from agent.state import private_dir
 from agent.tasks import run_beside
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.worker_telemetry import open_hub, outbox_source
+from agent.tidying import keep_tidy
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
 
 
 async def start_background(settings: Settings, stack: AsyncExitStack, hub: MetricsHub | None = None) -> None:
-    """What the worker does for all rooms: deliver the outbox, keep the library's copy true, run a Mem0 of our own."""
+    """What the worker does for all rooms: deliver the outbox, tidy up, keep the library's copy true, run a Mem0."""
     remembers = settings.mem0_enabled.percent > 0
     if remembers and self_hosted(settings):
         mem0 = Mem0Process([sys.executable, "-m", "agent", "mem0"])
@@ -130,6 +131,7 @@ async def start_background(settings: Settings, stack: AsyncExitStack, hub: Metri
         courier.start()
     if hub is not None:
         hub.sources.append(outbox_source({home: courier.stats for home, courier in couriers.items()}))
+    run_beside(stack, keep_tidy(settings), "tidying")
     watcher = CatalogueWatcher(settings)
     run_beside(stack, watcher.run(), "catalogue watcher")
     stack.push_async_callback(watcher.aclose)

@@ -233,11 +233,7 @@ async def test_damage_inside_the_file_is_met_when_it_is_read(tmp_path: Path) -> 
     await cache.put(MAC, Part.PROMPT, '"new"')
     assert Part.PROMPT in await cache.read(MAC)
     aside = tmp_path / (FILE_NAME + ".damaged")
-    assert await cache.purge() == 0
     assert aside.exists()
-    os.utime(aside, (clock.now - 31 * DAY, clock.now - 31 * DAY))
-    await cache.purge()
-    assert not aside.exists()
     await cache.aclose()
     assert check(path) == "ok"
 

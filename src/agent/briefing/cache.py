@@ -31,7 +31,6 @@ _READ_DEADLINE: Final = 0.25
 _WRITE_DEADLINE: Final = 1.5
 _LOCK_TIMEOUT: Final = 1.0
 _SCHEMA: Final = """
-PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL,
     mac TEXT NOT NULL,
@@ -115,7 +114,7 @@ class SqliteCache:
         await self._run(lambda db: db.execute(statement, values), _WRITE_DEADLINE)
 
     async def purge(self) -> int:
-        """See AnswerCache; of every scope, and a damaged file that was moved aside goes by its age as well."""
+        """See AnswerCache; of every scope."""
         now = self._clock()
         return await self._run(lambda db: self._purge(db, now), _WRITE_DEADLINE)
 
@@ -141,9 +140,6 @@ class SqliteCache:
             raise Unavailable(f"the briefing cache cannot be used: {type(error).__name__}: {error}") from None
 
     def _purge(self, db: sqlite3.Connection, now: float) -> int:
-        for part in self._path.parent.glob(f"{self._path.name}*.damaged"):
-            if part.stat().st_mtime < now - self._max_age:
-                part.unlink(missing_ok=True)
         # An answer from a far future was kept by a wrong clock and would never age.
         statement = "DELETE FROM answers WHERE stored_at < ? OR stored_at > ?"
         return db.execute(statement, (now - self._max_age, now + self._max_age)).rowcount

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
+FILE_NAME: Final = "resume.db"
 ITEMS_MAX: Final = 60
 """Items of a conversation that are kept, the last ones."""
 BYTES_MAX: Final = 128 * 1024
@@ -159,7 +160,7 @@ class SqliteResumeStore:
                 "saved_at = excluded.saved_at, body = excluded.body WHERE excluded.began_at >= visits.began_at",
                 (mac, began_at, now, body),
             ).rowcount
-            db.execute("DELETE FROM visits WHERE saved_at < ?", (now - self._window_s,))
+            self._delete_old(db, now)
             db.execute(
                 "DELETE FROM visits WHERE mac IN (SELECT mac FROM visits ORDER BY saved_at DESC LIMIT -1 OFFSET ?)",
                 (self._devices_max,),
@@ -171,6 +172,16 @@ class SqliteResumeStore:
     def forget(self, mac: DeviceMac) -> None:
         """See ResumeStore."""
         self._run(lambda db: db.execute("DELETE FROM visits WHERE mac = ?", (mac,)))
+
+    def purge(self) -> int:
+        """Delete what is older than the window, all of it where that is 0; how many conversations went."""
+        now = self._clock()
+        return self._run(lambda db: self._delete_old(db, now))
+
+    def _delete_old(self, db: sqlite3.Connection, now: float) -> int:
+        # One from a far future was kept by a wrong clock and would never age.
+        statement = "DELETE FROM visits WHERE saved_at <= ? OR saved_at > ?"
+        return db.execute(statement, (now - self._window_s, now + self._window_s)).rowcount
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -187,7 +198,7 @@ class SqliteResumeStore:
 
 def resume_store(settings: Settings) -> ResumeStore:
     """Where conversations are kept, as the settings say; nothing is opened before its first use."""
-    near = SqliteResumeStore(settings.state_dir / "resume.db", window_s=settings.resume_window)
+    near = SqliteResumeStore(settings.state_dir / FILE_NAME, window_s=settings.resume_window)
     if settings.redis_url is None:
         return near
     from agent.conversation.resume_redis import RedisResumeStore, TieredResumeStore

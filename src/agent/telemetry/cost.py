@@ -32,7 +32,7 @@ Service = Literal["stt", "llm", "tts", "realtime"]
 Scope = Literal["visit", "day"]
 
 _FILE: Final = "cost.db"
-_KEPT_DAYS: Final = 400
+KEPT_DAYS: Final = 400
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS cost (
     day TEXT NOT NULL, device TEXT NOT NULL, service TEXT NOT NULL, model TEXT NOT NULL,
@@ -301,7 +301,7 @@ class CostLedger:
             log.error("a cost could not be written down", error=str(error), cost=row[-1])
 
     def _tidy(self) -> None:
-        oldest = day_of(self._wall() - _KEPT_DAYS * 86400)
+        oldest = day_of(self._wall() - KEPT_DAYS * 86400)
         try:
             self._database.run(lambda db: db.execute("DELETE FROM cost WHERE day < ?", (oldest,)))
         except (sqlite3.Error, OSError) as error:
