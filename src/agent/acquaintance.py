@@ -28,6 +28,7 @@ from agent.values import RESCUE
 log = structlog.get_logger(__name__)
 
 _METADATA_MAX: Final = 16_384
+_RECALL_DEADLINE: Final = 0.5
 
 
 class Acquaintance:
@@ -54,7 +55,10 @@ class Acquaintance:
 
     async def _recall(self) -> None:
         if self._settings.resume_window:
-            self.resumed = await asyncio.to_thread(self._find_earlier)
+            try:
+                self.resumed = await asyncio.wait_for(asyncio.to_thread(self._find_earlier), _RECALL_DEADLINE)
+            except TimeoutError:
+                log.warning("an earlier conversation is not found in time: this one begins anew")
 
     async def _peek(self, desk: BriefingDesk) -> None:
         self._cached = await desk.peek()

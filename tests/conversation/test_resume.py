@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,6 +190,41 @@ def test_without_redis_this_machines_own_are_found(file: SqliteResumeStore, cloc
     store.close()
 
 
+class HungStore(SqliteResumeStore):
+    """A real store whose disk or server gives no answer until `go`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, window_s=300)
+        self.asked = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def load(self, mac: DeviceMac) -> Resumed | None:
+        self.go.wait(600)
+        return super().load(mac)
+
+    def save(self, mac: DeviceMac, began_at: float, body: str) -> bool:
+        self.asked.release()
+        self.go.wait(600)
+        return super().save(mac, began_at, body)
+
+
+@pytest.mark.parametrize("hangs", ["near", "shared"])
+def test_a_store_that_hangs_does_not_hold_the_other(file: SqliteResumeStore, tmp_path: Path, hangs: str) -> None:
+    hung = HungStore(tmp_path / "hung.db")
+    stores = (hung, file) if hangs == "near" else (file, hung)
+    store = TieredResumeStore(*stores, load_s=1.0, save_s=1.0)
+    assert store.save(MAC, 1.0, encode(Snapshot(talk("hi"))))
+    for _ in range(2):  # while the first question still hangs
+        assert texts(store.load(MAC)) == ["hi"]
+    store.close()
+    store.close()
+    neither = TieredResumeStore(hung, hung, load_s=0.1)
+    with pytest.raises(ResumeError):
+        neither.load(MAC)
+    neither.close()
+    hung.go.set()
+
+
 def test_a_file_damaged_inside_is_begun_anew(file: SqliteResumeStore, tmp_path: Path) -> None:
     file.save(MAC, 1.0, encode(Snapshot(talk("one"))))
     file.close()
@@ -267,6 +303,20 @@ async def test_the_end_is_kept_without_a_change_and_without_delay(tmp_path: Path
     keeper.changed()
     await asyncio.wait_for(keeper.aclose(), 20)
     assert texts(store.load(MAC)) == ["hi"]
+
+
+async def test_what_changes_while_a_save_is_under_way_is_kept_at_the_end(tmp_path: Path) -> None:
+    store, chat = HungStore(tmp_path / "resume.db"), talk("one")
+    keeper = ResumeKeeper(store, MAC, lambda: Snapshot(chat), debounce_s=0.0, every_s=60)
+    keeper.start()
+    keeper.changed()
+    assert await asyncio.to_thread(store.asked.acquire, timeout=20)
+    chat.add_message(role="assistant", content="two")
+    keeper.changed()
+    closing = asyncio.create_task(keeper.aclose(20))
+    asyncio.get_running_loop().call_soon(store.go.set)
+    await closing
+    assert texts(store.load(MAC)) == ["one", "two"]
 
 
 async def test_a_silent_visit_is_kept_young(tmp_path: Path) -> None:

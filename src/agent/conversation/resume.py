@@ -299,12 +299,15 @@ class ResumeKeeper:
             await asyncio.wait([task])
 
     async def _keep(self) -> None:
-        while not self._closing.is_set():
+        last = False
+        while not last:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._every_s)
             if self._changed.is_set() and not self._closing.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), self._debounce_s)
+            # Only what is looked at after the end is certainly the end.
+            last = self._closing.is_set()
             self._changed.clear()
             await self._save()
 

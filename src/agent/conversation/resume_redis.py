@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
@@ -76,12 +76,16 @@ class RedisResumeStore:
 class TieredResumeStore:
     """A `ResumeStore` of two, asked side by side: `near`, this machine's, and the `shared` one.
 
-    The younger conversation is found; either may be away: that is logged, and only both together are an error.
+    The younger conversation is found; either may be away, or hang: that is logged, and only both together are an error.
+    `load` takes `load_s` seconds at most, the others `save_s`, and `close` waits for nobody.
     """
 
-    def __init__(self, near: ResumeStore, shared: ResumeStore) -> None:
+    def __init__(self, near: ResumeStore, shared: ResumeStore, *, load_s: float = 0.4, save_s: float = 2.5) -> None:
         self._stores = (near, shared)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="resume")
+        self._load_s = load_s
+        self._save_s = save_s
+        # One each: who hangs must not take the other's.
+        self._threads = tuple(ThreadPoolExecutor(1, thread_name_prefix="resume") for _ in self._stores)
 
     @property
     def enabled(self) -> bool:
@@ -90,27 +94,34 @@ class TieredResumeStore:
 
     def load(self, mac: DeviceMac) -> Resumed | None:
         """See ResumeStore."""
-        found = [resumed for resumed in self._both(lambda store: store.load(mac)) if resumed is not None]
+        answers = self._both(lambda store: store.load(mac), self._load_s)
+        found = [resumed for resumed in answers if resumed is not None]
         return min(found, key=lambda resumed: resumed.away_s, default=None)
 
     def save(self, mac: DeviceMac, began_at: float, body: str) -> bool:
         """See ResumeStore."""
-        return all(self._both(lambda store: store.save(mac, began_at, body)))
+        return all(self._both(lambda store: store.save(mac, began_at, body), self._save_s))
 
     def forget(self, mac: DeviceMac) -> None:
         """See ResumeStore."""
-        self._both(lambda store: store.forget(mac))
+        self._both(lambda store: store.forget(mac), self._save_s)
 
     def close(self) -> None:
         """See ResumeStore."""
-        self._threads.shutdown()
-        for store in self._stores:
-            store.close()
+        for store, thread in zip(self._stores, self._threads, strict=True):
+            with suppress(RuntimeError):  # closed before
+                thread.submit(store.close)
+            thread.shutdown(wait=False)
 
-    def _both(self, ask: Callable[[ResumeStore], T]) -> list[T]:
-        outcomes = [self._threads.submit(ask, store) for store in self._stores]
+    def _both(self, ask: Callable[[ResumeStore], T], deadline: float) -> list[T]:
+        outcomes = [thread.submit(ask, store) for store, thread in zip(self._stores, self._threads, strict=True)]
+        wait(outcomes, deadline)
         found, problems = [], []
         for outcome in outcomes:
+            if not outcome.done():
+                outcome.cancel()
+                problems.append(ResumeError(f"conversations cannot be kept or found within {deadline:g} s"))
+                continue
             try:
                 found.append(outcome.result())
             except ResumeError as error:
