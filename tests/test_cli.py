@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from sandbox.processes import plain_environment
+from sandbox.processes import free_port, plain_environment
 
 SECRET = "a-secret-nobody-may-read"
 
@@ -88,6 +92,75 @@ def test_a_port_that_is_taken_and_a_state_folder_that_cannot_be_are_named(tmp_pa
     assert folder.returncode == 2
     assert "STATE_DIR:" in folder.stderr
     assert "Traceback" not in done.stderr + folder.stderr
+
+
+_A_FILE = {"STATE_DIR": "file"}
+_NO_MODELS = {"MODEL_DIR": "/proc/nowhere"}
+_INSTALLED = "MODELS/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "told"),
+    [
+        (["catalogue", "list"], _A_FILE, "Not a directory"),
+        (["catalogue", "load", "tree"], {**_A_FILE, "MODEL_DIR": "MODELS"}, "file/catalogue: Not a directory"),
+        (["catalogue", "load", "x" * 300], {}, "File name too long"),
+        (["download-files", "--model-path", _INSTALLED], {"MODEL_DIR": "file"}, "file"),
+        (["download-files", "--model-path", _INSTALLED], _NO_MODELS, "/proc/nowhere: No such file or directory"),
+        (["report", "visits.log", "--plot", "/proc/nowhere/y.png"], {}, "/proc/nowhere: No such file or directory"),
+        (["report", "."], {}, "Is a directory"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_read_or_written_is_one_line(
+    tmp_path: Path, model_dir: Path, arguments: list[str], env: dict[str, str], told: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "tree" / "music").mkdir(parents=True)
+    visit = {"event": "visit ended", "visit": "v", "marks": {"job_received": 0.0, "first_frame": 300.0}}
+    (tmp_path / "visits.log").write_text(json.dumps(visit))
+    (tmp_path / "MODELS").symlink_to(model_dir)
+    done = _agent(tmp_path, *arguments, **env)
+    said = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1, said
+    assert told in said[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A LiveKit server that knows no key."""
+
+    def do_POST(self) -> None:
+        body = b'{"code":"unauthenticated","msg":"invalid API key: key"}'
+        self.send_response(401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.world
+@pytest.mark.parametrize("refused", [False, True], ids=["away", "wrong key"])
+def test_connect_says_in_a_line_what_livekit_says(tmp_path: Path, refused: bool) -> None:
+    with ExitStack() as stack:
+        if refused:
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), _Refusing))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            port = server.server_port
+            told = "LiveKit refuses: unauthenticated, invalid API key: key: set LIVEKIT_API_KEY"
+        else:
+            port, told = free_port(), "Cannot connect to host 127.0.0.1:"
+        keys = {"LIVEKIT_URL": f"ws://127.0.0.1:{port}", "LIVEKIT_API_KEY": "key", "LIVEKIT_API_SECRET": SECRET * 2}
+        room = "2b1f6f0e-6a53-4c3c-9d5c-7a8f5b6d1c11_6825ddbbf3a0"
+        done = _agent(tmp_path, "connect", "--room", room, **keys, HTTP_PORT="0", MODEL_DIR="none")
+    assert done.returncode == 1, done.stderr
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 def test_a_misspelt_name_in_the_file_is_told(tmp_path: Path) -> None:

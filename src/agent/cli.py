@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from agent.errors import SettingsError, ToyError
+from agent.errors import SettingsError, ToyError, first_line
 from agent.settings import Settings, load_settings, misspelt
 
 
@@ -33,6 +34,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToyError as error:
         print(error, file=sys.stderr)
         return 1
+    except Exception as error:
+        told = None if given[:1] in (["start"], ["dev"]) else _outside(error)
+        if told is None:
+            raise  # a bug, or what ended a service: the whole of it is wanted
+        print(told, file=sys.stderr)
+        return 1
+
+
+def _outside(error: Exception) -> str | None:
+    """What the machine, the network or a server did, in one line; None where `error` is none of that."""
+    if isinstance(error, _raised_by("livekit.api", "TwirpError")):
+        keys = ": set LIVEKIT_API_KEY and LIVEKIT_API_SECRET rightly" if error.code == "unauthenticated" else ""
+        return f"LiveKit refuses: {error.code}, {error.message}{keys}"
+    if isinstance(error, _raised_by("aiohttp", "ClientError")):
+        return f"the server does not answer as it should: {first_line(error)}"
+    if isinstance(error, sqlite3.Error):
+        return f"a database under STATE_DIR cannot be used: {first_line(error)}"
+    if isinstance(error, OSError):
+        if error.filename is not None and error.strerror:
+            return f"{first_line(error.filename)}: {error.strerror}"
+        return first_line(error)
+    return None
+
+
+def _raised_by(module: str, name: str) -> Any:
+    """A class of a heavy package: whoever raised it has loaded it, so nothing is loaded here."""
+    return getattr(sys.modules.get(module), name, ())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def first_line(told: object) -> str:
+    """The first line of what an error or a program says, at most 200 characters; an error without words by its name."""
+    lines = str(told).strip().splitlines()
+    return lines[0][:200] if lines else type(told).__name__
+
+
 class ToyError(Exception):
     """Base of every error this project raises on purpose.
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from agent.errors import ModelFileError
+from agent.errors import ModelFileError, first_line
 
 Vector = npt.NDArray[np.float32]
 Pooling = Literal["none", "mean", "cls"]
@@ -109,7 +109,7 @@ def open_graph(path: Path) -> Any:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's errors share no base class
-        raise ModelFileError(f"{path.name} is not a usable model: {str(error).splitlines()[0][:200]}") from error
+        raise ModelFileError(f"{path.name} is not a usable model: {first_line(error)}") from error
 
 
 def graph_output(path: Path) -> tuple[int, bool]:

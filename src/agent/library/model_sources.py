@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from agent.errors import ModelFileError
+from agent.errors import ModelFileError, first_line
 from agent.library.embedding import Pooling, graph_output
 from agent.library.model_build import build_minilm
 
@@ -163,7 +163,7 @@ class HubSource:
             if not reachable:
                 why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
                 raise ModelFileError(f"{why}, and the model is not in the hub's local cache") from error
-            raise ModelFileError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+            raise ModelFileError(f"{type(error).__name__}: {first_line(error)}") from error
         return _read_folder(Path(folder), into, self.builtin, self.name, report)
 
 
