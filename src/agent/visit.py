@@ -197,7 +197,7 @@ class Visit:
         briefing = await self._fetching
         if self.recollection is not None:
             await self.recollection.ask_for(self.about.memory_user)
-            self.about.memories = await self.recollection.in_time() or ()
+            self.about.memories = await self.recollection.in_time() or self.recollection.take_late() or ()
         history.decide(
             chat_history=briefing.chat_history if self.settings.manager_api_url is not None else 0,
             memory_user=self.about.memory_user if self.recollection is not None else None,
@@ -306,8 +306,19 @@ class Visit:
             return
         memory = open_memory(self.settings)
         self._stack.push_async_callback(memory.aclose)
-        self.recollection = Recollection(memory, self.about.memory_user, deadline_ms=self.settings.mem0_deadline_ms)
+        self.recollection = Recollection(
+            memory,
+            self.about.memory_user,
+            deadline_ms=self.settings.mem0_deadline_ms,
+            on_late=self._on_late_memories if self.settings.conversation_mode == "realtime" else None,
+        )
         self._stack.push_async_callback(self.recollection.aclose)
+
+    def _on_late_memories(self, late: tuple[str, ...]) -> None:
+        # In realtime mode no turn begins here that they could join.
+        if self.conversation is not None:
+            self.about.memories = late
+            self.spawn(self.conversation.instruct(self.about.prompt()), "late memories")
 
     def _open_playback(self) -> Playback:
         playback = Playback(

@@ -18,7 +18,7 @@ from sandbox.manager_api import CHILD, DEMO_MAC, Call
 from sandbox.manager_api import Device as KnownDevice
 from sandbox.processes import WorkerProcess
 from sandbox.providers import ProviderServer
-from sandbox.replies import text_of
+from sandbox.replies import Rules, ToolCall, text_of
 from sandbox.world import World
 from world_support import AGAIN, ANSWERS, HELLO, StartWorld, greeted, small_talk, talk
 
@@ -191,20 +191,34 @@ async def test_a_child_that_comes_back_is_known(start_world: StartWorld, provide
     assert "returning" in str(greetings[1])
 
 
-async def test_realtime_goes_on_after_its_socket_was_dropped(
+async def test_realtime_has_memory_tools_and_faces_and_goes_on_after_its_socket_was_dropped(
     start_world: StartWorld, providers: ProviderServer
 ) -> None:
     settings = env(providers, CONVERSATION_MODE="realtime", REALTIME_BASE_URL=providers.v1, OPENAI_API_KEY="sandbox")
+    providers.realtime.script = Rules(
+        said=[("hello", f"😆 {ANSWERS[HELLO]}"), ("more", ToolCall("date_and_time"))],
+        after_tool=[("date_and_time: .*20", ANSWERS[AGAIN])],
+    )
+    providers.mem0.remember(user_id(DeviceMac(DEMO_MAC)), "The child has a dog called Bruno.")
+    providers.mem0.search_behaviour.first = 3.0  # too late for the briefing
     world = await start_world(env=settings)
     device = await arrived(world)
     await talk(device, HELLO)
+    face = await device.wait_for_message("llm")
+    assert face.json is not None
+    assert (face.json["text"], face.json["emotion"]) == ("😆", "laughing")
+    await world.worker.wait_for_line(lambda line: line.event == "memory_late", timeout=30)
+    assert providers.realtime.connections == 1, "the one that was opened beside the connect"
     await providers.realtime.drop_connections()
     await device.wait_for_silence(1.0)
     await talk(device, AGAIN)
     assert device.audio_tracks == 1
+    assert "Bruno" in providers.realtime.sessions[-1].requests[-1].system
     await device.leave()
     await visit_ended(world)
     assert world.manager is not None
     reports = world.manager.reports
-    await world.worker.wait_until(lambda: len(reports) >= 4, timeout=30, what="chat lines")
-    assert HELLO in [line["content"] for line in reports]
+    await world.worker.wait_until(lambda: len(reports) >= 5, timeout=30, what="chat lines")
+    lines = [line["content"] for line in reports]
+    assert [line for line in lines if line != lines[0]] == [HELLO, f"😆 {ANSWERS[HELLO]}", AGAIN, ANSWERS[AGAIN]]
+    assert not own_errors(world)

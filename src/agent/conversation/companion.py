@@ -11,8 +11,10 @@ from livekit.agents.llm import ChatContext, ChatMessage, StopResponse, Tool
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 
 from agent.briefing.memory import Recollection
-from agent.conversation.emotion import Emotion, split_emotion
+from agent.conversation.emotion import Emotion, first_emotion, split_emotion
 from agent.conversation.spoken_text import spoken_stream
+from agent.speaker.heard import USERDATA_TRANSCRIPT, Transcript
+from agent.speaker.pcm import SAMPLE_RATE
 
 
 class Companion(Agent):
@@ -20,7 +22,8 @@ class Companion(Agent):
 
     `recollection` is asked before each turn for memories that missed the briefing; they join once, as a system message.
     `is_control` tells whether words of the child are a control word that has been obeyed: they get no answer.
-    `on_emotion` is told the emotion a reply begins with, before its first sound.
+    `on_emotion` is told the emotion a reply begins with, before its first sound. With a `realtime` model, which takes
+    the turns and speaks itself, the first two are never asked, and the emotion comes when the model writes it.
     """
 
     def __init__(
@@ -33,12 +36,15 @@ class Companion(Agent):
         language: str | None = None,
         is_control: Callable[[str], bool] = lambda _: False,
         on_emotion: Callable[[Emotion | None], None] = lambda _: None,
+        realtime: bool = False,
     ) -> None:
         super().__init__(instructions=instructions, chat_ctx=context, tools=list(tools))
         self._recollection = recollection
         self._language = language or "en"
         self._is_control = is_control
         self._on_emotion = on_emotion
+        self._realtime = realtime
+        self._transcript = Transcript(SAMPLE_RATE)
 
     async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
         """Leave control words unanswered; let late memories join this turn and all later ones."""
@@ -71,3 +77,36 @@ class Companion(Agent):
                 frame.userdata.setdefault(USERDATA_TIMED_TRANSCRIPT, []).insert(0, TimedString(lead))
                 lead = ""
             yield frame
+
+    def realtime_audio_output_node(
+        self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
+    ) -> AsyncIterator[rtc.AudioFrame]:
+        """The model's own sound, along with the transcript that `transcription_node` writes meanwhile."""
+        del model_settings
+        self._transcript = Transcript(SAMPLE_RATE)
+        return _with_transcript(audio, self._transcript)
+
+    def transcription_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> AsyncIterator[str]:
+        """The reply as it was written; a realtime model's emotion is in it and nowhere else."""
+        if self._realtime:
+            return self._read(text, self._transcript)
+        return Agent.default.transcription_node(self, text, model_settings)
+
+    async def _read(self, text: AsyncIterable[str], transcript: Transcript) -> AsyncIterator[str]:
+        beginning: str | None = ""
+        async for piece in text:
+            transcript.add(piece, 0)
+            if beginning is not None:
+                beginning += piece
+                if beginning.strip():
+                    self._on_emotion(first_emotion(beginning))
+                    beginning = None
+            yield piece
+
+
+async def _with_transcript(
+    audio: AsyncIterable[rtc.AudioFrame], transcript: Transcript
+) -> AsyncIterator[rtc.AudioFrame]:
+    async for frame in audio:
+        frame.userdata[USERDATA_TRANSCRIPT] = transcript
+        yield frame

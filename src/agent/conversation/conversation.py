@@ -57,6 +57,11 @@ APOLOGY_PAUSE = 8.0
 """Seconds between two recorded apologies: a child that goes on talking is not told every time."""
 GOODBYE_DEADLINE = 4.0
 """Seconds within which a goodbye of the model's own must begin to sound; else the recorded one does."""
+FACE = (
+    "When a reply begins with an emoji, the toy shows it as its face: it stands in the reply's text alone, and you "
+    "never say, describe or act it out."
+)
+"""For a model that speaks itself, whose emoji nobody can take out before it is spoken."""
 GREET = "Greet the child now, warmly and in one short sentence. If you remember something about it, show it."
 
 
@@ -150,13 +155,14 @@ class Conversation:
             context.add_message(role="assistant", content=greeting.text)
             scene.history.say(ChatType.AGENT, greeting.text)
         companion = self._companion = Companion(
-            prompt.text,
+            self._instructions(prompt),
             context=context,
             tools=tools,
             recollection=recollection,
             language=self._language,
             is_control=lambda words: self._control(words) is not None,
             on_emotion=self._on_emotion,
+            realtime=self._realtime,
         )
         if self._ambience is not None:
             scene.speaker.attach_ambience(self._ambience)
@@ -178,7 +184,10 @@ class Conversation:
     async def instruct(self, prompt: Prompt) -> None:
         """Talk by this prompt from now on."""
         if self._companion is not None:
-            await self._companion.update_instructions(prompt.text)
+            await self._companion.update_instructions(self._instructions(prompt))
+
+    def _instructions(self, prompt: Prompt) -> str:
+        return f"{FACE}\n\n{prompt.text}" if self._realtime else prompt.text
 
     @property
     def context(self) -> ChatContext:
@@ -266,12 +275,17 @@ class Conversation:
 
     def _on_emotion(self, found: Emotion | None) -> None:
         self._emotion = found
+        if self._realtime:
+            self._show_emotion()  # nothing is prepared here, and the sound may have come first
 
     def _on_sounding(self, *_: object) -> None:
         """A reply begins to sound: only now, because replies are prepared that are never said."""
         speech, self._speech = self._speech, None
         if speech is not None:
             self._scene.link.send(speech)
+        self._show_emotion()
+
+    def _show_emotion(self) -> None:
         found, self._emotion = self._emotion, None
         if found is not None:
             self._scene.link.send(emotion(found.emoji, found.name))

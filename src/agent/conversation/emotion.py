@@ -57,6 +57,13 @@ def emotion_named(name: str) -> Emotion | None:
     return Emotion(faces[0], name) if faces else None
 
 
+def first_emotion(text: str) -> Emotion | None:
+    """The emotion whose emoji `text` begins with, blanks aside."""
+    face = text.lstrip()[:1]
+    name = EMOTION_OF.get(face)
+    return None if name is None else Emotion(face, name)
+
+
 async def split_emotion(text: AsyncIterable[str]) -> tuple[Emotion | None, AsyncIterator[str]]:
     """The emotion a reply begins with, and the reply without that emoji; nothing of the reply is lost otherwise.
 
@@ -72,8 +79,7 @@ async def split_emotion(text: AsyncIterable[str]) -> tuple[Emotion | None, Async
     begun = head.lstrip()
     if not begun or not _ONE.match(begun):
         return None, _joined(head, source)
-    name = EMOTION_OF.get(begun[0])
-    return (None if name is None else Emotion(begun[0], name)), _without_rest(begun[1:], source)
+    return first_emotion(begun), _without_rest(begun[1:], source)
 
 
 async def _joined(head: str, source: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from agent.briefing.profile import Voice
 from agent.conversation.language_model import SteadyLLM
-from agent.conversation.realtime import SteadyRealtime, reply_watching_session
+from agent.conversation.realtime import RealtimeSockets, SteadyRealtime, reply_watching_session
 from agent.conversation.standby import Lineup
 from agent.conversation.transcriber import Transcriber
 from agent.conversation.voice import SteadyTTS
@@ -150,6 +150,7 @@ class Providers:
         self._on_metrics = on_metrics
         self._clients: dict[Server, openai.AsyncClient] = {}
         self._sockets: aiohttp.ClientSession | None = None
+        self._realtime: RealtimeSockets | None = None
         self._voices: list[tts.TTS[Any]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._warmed_at = float("-inf")
@@ -159,14 +160,20 @@ class Providers:
     def warm(self) -> None:
         """Open connections to whoever will be asked, in the background; again only when they may have gone cold.
 
-        Costs one small request per connection, never raises, and nothing waits for it.
+        Costs one small request per connection, never raises, and nothing waits for it. In realtime mode it opens the
+        conversation's socket, once.
         """
         now = time.monotonic()
         if now - self._warmed_at < WARM_FOR:
             return
         first = self._warmed_at == float("-inf")
         self._warmed_at = now
-        if self._settings.conversation_mode != "realtime":
+        if self._settings.conversation_mode == "realtime":
+            if first and (server := self._plan.realtime) is not None:
+                self._realtime_sockets().open_ahead(
+                    base_url=server.url, model=self._settings.realtime_model, api_key=server.key
+                )
+        else:
             wanted: dict[Server, int] = {}
             for server in filter(None, (self._plan.stt, self._plan.llm, self._plan.tts)):
                 wanted[server] = min(wanted.get(server, 0) + 1, SOCKETS)
@@ -212,7 +219,7 @@ class Providers:
             model=self._settings.realtime_model,
             base_url=server.url,
             api_key=server.key,
-            http=self._websockets(),
+            sockets=self._realtime_sockets(),
             voice=voice.voice if voice and voice.type == "openai_tts" else None,
             language=language,
             transcription_model=self._settings.stt_model,
@@ -231,6 +238,8 @@ class Providers:
         self._own.clear()
         self._voices = []
         await self._http.aclose()
+        if self._realtime is not None:
+            await self._realtime.aclose()
         if self._sockets is not None:
             await self._sockets.close()
 
@@ -307,6 +316,11 @@ class Providers:
             connector = aiohttp.TCPConnector(ssl=self._plan.tls, limit=0, keepalive_timeout=120)
             self._sockets = reply_watching_session(connector=connector)
         return self._sockets
+
+    def _realtime_sockets(self) -> RealtimeSockets:
+        if self._realtime is None:
+            self._realtime = RealtimeSockets(self._websockets())
+        return self._realtime
 
     @staticmethod
     def _named(clients: list[Any]) -> list[tuple[str, Any]]:

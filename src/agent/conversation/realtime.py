@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 import structlog
 from livekit.agents import APIConnectOptions, APIError, llm
 from livekit.agents.metrics import AgentMetrics
+from livekit.agents.utils.aio import cancel_and_wait
 from livekit.plugins.openai.realtime import RealtimeModel, RealtimeSession
+from livekit.plugins.openai.realtime.realtime_model import process_base_url
 from openai.types.realtime import AudioTranscription
 from openai.types.realtime.realtime_audio_input_turn_detection import ServerVad
 
 from agent.errors import AllProvidersFailed
+from agent.telemetry.meter import meter
 
 THRESHOLD: Final = 0.5
 PREFIX_MS: Final = 300
@@ -23,6 +27,8 @@ SILENCE_MS: Final = 200
 REPLY_SILENCE: Final = 6.0
 """Seconds without an event, while a reply is due, after which the socket counts as lost."""
 FAILURES_BEFORE_WORDS: Final = 2
+FRESH_FOR: Final = 15.0
+"""Seconds after which a socket that nobody listens to may have been given up by the other side."""
 RECONNECT: Final = APIConnectOptions(max_retry=1_000_000, retry_interval=1.0, timeout=5.0)
 VOICES: Final = frozenset({"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"})
 DEFAULT_VOICE: Final = "marin"
@@ -35,7 +41,7 @@ class SteadyRealtime(RealtimeModel):
 
     A lost socket is opened again with the conversation as it was, for as long as the visit lasts. `on_failed` hears of
     it when that fails repeatedly; `on_lost_reply` when it has worked again and a reply was due that will not come, so
-    that somebody may ask for a new one. `http` should be made with `reply_watching_session`.
+    that somebody may ask for a new one. `sockets` may have opened the first one ahead.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class SteadyRealtime(RealtimeModel):
         model: str,
         base_url: str,
         api_key: str,
-        http: aiohttp.ClientSession,
+        sockets: RealtimeSockets,
         voice: str | None = None,
         language: str | None = None,
         transcription_model: str = "gpt-4o-mini-transcribe",
@@ -60,7 +66,7 @@ class SteadyRealtime(RealtimeModel):
             model=model,
             base_url=base_url,
             api_key=api_key,
-            http_session=http,
+            http_session=cast("aiohttp.ClientSession", sockets),
             voice=voice if voice in VOICES else DEFAULT_VOICE,
             turn_detection=ServerVad(
                 type="server_vad",
@@ -80,7 +86,7 @@ class SteadyRealtime(RealtimeModel):
     def session(self, *, turn_detection_disabled: bool = False) -> RealtimeSession:
         """One conversation, whose socket is watched."""
         session = super().session(turn_detection_disabled=turn_detection_disabled)
-        watch = _Watch(self._on_failed, self._on_lost_reply)
+        watch = _Watch(f"{self.provider}/{self.model}", self._on_failed, self._on_lost_reply)
         session.on("error", watch.on_error)
         session.on("session_reconnected", watch.on_reconnected)
         session.on("openai_server_event_received", watch.on_event)
@@ -91,7 +97,10 @@ class SteadyRealtime(RealtimeModel):
 
 
 class _Watch:
-    def __init__(self, on_failed: Callable[[AllProvidersFailed], None], on_lost_reply: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, on_failed: Callable[[AllProvidersFailed], None], on_lost_reply: Callable[[], None]
+    ) -> None:
+        self._name = name
         self._on_failed = on_failed
         self._on_lost_reply = on_lost_reply
         self._failures = 0
@@ -101,9 +110,11 @@ class _Watch:
         if type(error.error) is APIError:
             return  # the provider refused one event: the socket is well
         self._failures += 1
-        log.warning("realtime socket lost", failures=self._failures, error=type(error.error).__name__)
+        kind = type(error.error).__name__
+        meter.count("toy_provider_errors", kind="realtime", provider=self._name, error=kind)
+        log.warning("realtime socket lost", failures=self._failures, error=kind)
         if self._failures == FAILURES_BEFORE_WORDS or not error.recoverable:
-            self._on_failed(AllProvidersFailed("realtime", f"realtime: {type(error.error).__name__}"))
+            self._on_failed(AllProvidersFailed("realtime", f"realtime: {kind}"))
 
     def on_reconnected(self, _: llm.RealtimeSessionReconnectedEvent) -> None:
         log.info("realtime socket opened again", reply_lost=self._due.reply)
@@ -192,3 +203,51 @@ def reply_watching_session(*, reply_silence: float = REPLY_SILENCE, **options: A
     """
     socket = type("_Socket", (_WatchingSocket,), {"reply_silence": reply_silence})
     return aiohttp.ClientSession(ws_response_class=socket, **options)
+
+
+class RealtimeSockets:
+    """Opens Realtime sockets through `http`, which should be made with `reply_watching_session`.
+
+    It is as much of an HTTP session as the plugin needs. `open_ahead` opens the first socket before there is a
+    conversation to use it.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+        self._ahead: aiohttp.ClientWebSocketResponse | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._url = ""
+        self._opened_at = 0.0
+
+    def open_ahead(self, *, base_url: str, model: str, api_key: str) -> None:
+        """Begin to open a socket for the conversation to come; never raises, and nothing waits for it."""
+        self._url = process_base_url(base_url, model)
+        headers = {"User-Agent": "LiveKit Agents", "Authorization": f"Bearer {api_key}"}
+        self._opening = asyncio.create_task(self._open(headers), name="realtime socket")
+
+    async def _open(self, headers: dict[str, str]) -> None:
+        try:
+            async with asyncio.timeout(RECONNECT.timeout):
+                self._ahead = await self._http.ws_connect(self._url, headers=headers)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.warning("realtime cannot be reached yet", error=type(error).__name__)
+        self._opened_at = time.monotonic()
+
+    async def ws_connect(self, url: str, headers: dict[str, str]) -> aiohttp.ClientWebSocketResponse:
+        """A socket: the one that was opened ahead where that leads there and is fresh, else a new one."""
+        opening, self._opening = self._opening, None
+        if opening is not None and url == self._url:
+            await asyncio.wait({opening})
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                if not ahead.closed and time.monotonic() - self._opened_at < FRESH_FOR:
+                    return ahead
+                await ahead.close()
+        return await self._http.ws_connect(url, headers=headers)
+
+    async def aclose(self) -> None:
+        """Close what nobody took."""
+        if self._opening is not None:
+            await cancel_and_wait(self._opening)
+        if self._ahead is not None:
+            await self._ahead.close()

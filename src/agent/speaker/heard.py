@@ -7,6 +7,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
+USERDATA_TRANSCRIPT: Final = "toy.transcript"
+"""Where a frame names the `Transcript` of its utterance, for text that is not told frame by frame."""
 USUAL_RATE: Final = 14.0
 """Units of text a voice speaks in a second."""
 
@@ -57,7 +59,7 @@ class _Phrase:
 
 
 class Transcript:
-    """What an utterance says, as told along with its sound."""
+    """What an utterance says, as it becomes known along with its sound or beside it."""
 
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate

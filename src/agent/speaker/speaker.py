@@ -22,7 +22,7 @@ from livekit.agents.utils.aio import cancel_and_wait
 from livekit.agents.voice import io
 from numpy.typing import NDArray
 
-from agent.speaker.heard import Transcript
+from agent.speaker.heard import USERDATA_TRANSCRIPT, Transcript
 
 SAMPLE_RATE = 24_000
 CHUNK = SAMPLE_RATE // 50
@@ -77,7 +77,7 @@ class Speaker(io.AudioOutput):
     Construct it inside the room's event loop; `publish` once; `aclose` last. Positions and lengths are in samples
     of 24 kHz mono unless a name says otherwise. Every utterance, the greeting included, ends in exactly one
     `on_end(played_samples, interrupted)` or, for the session's own, one `playback_finished`, whose transcript is what
-    was heard of the text that its frames carry (see `Transcript.add`).
+    was heard of the text that its frames carry (`Transcript.add`) or name (USERDATA_TRANSCRIPT).
     """
 
     def __init__(self, *, track_name: str = "agent") -> None:
@@ -201,7 +201,7 @@ class Speaker(io.AudioOutput):
         if self._discarding:
             return
         if self._session_segment is None:
-            self._session_segment = _Segment(said=Transcript(SAMPLE_RATE))
+            self._session_segment = _Segment(said=frame.userdata.get(USERDATA_TRANSCRIPT) or Transcript(SAMPLE_RATE))
             if not self._segments and self._media is not None and self._audible:
                 self._recall()  # speech begins over media now, not behind what is queued of it
             self._segments.append(self._session_segment)

@@ -10,6 +10,7 @@ import pytest
 from livekit.agents import AgentSession
 from livekit.agents.llm import ChatContext, ChatMessage
 from livekit.agents.voice.io import PlaybackFinishedEvent
+from speaker_alone import Listener, Watch
 
 from agent.conversation.companion import Companion
 from agent.conversation.providers import ProviderPlan
@@ -27,37 +28,6 @@ ENGLISH = (
 )
 CHINESE = "从前有一只小熊，它和两个好朋友住在森林里。他们每天都沿着河边散步。有一天他们找到了一把金钥匙。故事讲完了。"
 PER_CHARACTER = 0.06
-
-
-class Listener:
-    """A room's worth of one who listens to the track."""
-
-    def __init__(self) -> None:
-        self.local_participant = self
-
-    async def publish_track(self, *_: Any) -> Listener:
-        return self
-
-    async def wait_for_subscription(self) -> None: ...
-
-
-class Watch:
-    """Silent media that notices when so much speech has been mixed since it began."""
-
-    def __init__(self) -> None:
-        self.sounding = False
-        self.left = 0
-        self.reached = asyncio.Event()
-
-    def pull(self, samples: int) -> None:
-        if self.sounding:
-            self.left -= samples
-            if self.left <= 0:
-                self.reached.set()
-
-    def give_back(self, samples: int) -> None: ...
-
-    def duck(self, on: bool) -> None: ...
 
 
 class Talk:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from livekit import rtc
 from livekit.agents import APIConnectOptions, llm
 
 from agent.conversation import realtime
-from agent.conversation.realtime import SteadyRealtime, reply_watching_session
+from agent.conversation.realtime import RealtimeSockets, SteadyRealtime, reply_watching_session
 from agent.errors import AllProvidersFailed
+from agent.telemetry.meter import meter
 from sandbox.faults import Fault
 from sandbox.providers import ProviderServer
 
@@ -31,7 +34,7 @@ class Scene:
             model="gpt-realtime",
             base_url=server.v1,
             api_key="x",
-            http=http,
+            sockets=RealtimeSockets(http),
             language="en-GB",
             on_failed=self.failures.append,
             on_lost_reply=lambda: self.lost_replies.put_nowait(None),
@@ -118,16 +121,62 @@ async def test_rubbish_closes_the_socket_and_not_the_visit(scene: Scene, main: P
     assert await scene.reply()
 
 
-async def test_a_long_outage_is_made_known_once_and_outlived(scene: Scene, main: ProviderServer) -> None:
+@pytest.fixture
+def counted() -> Iterator[list[list[Any]]]:
+    records: list[list[Any]] = []
+    meter.use(records.append)
+    yield records
+    meter.use(None)
+
+
+async def test_a_long_outage_is_counted_made_known_once_and_outlived(
+    scene: Scene, main: ProviderServer, counted: list[list[Any]]
+) -> None:
     await main.stop()
     while not scene.failures:
         await asyncio.to_thread(lambda: None)
     await main.start()
     await asyncio.wait_for(scene.reconnected.wait(), 10)
     assert [failure.kind for failure in scene.failures] == ["realtime"]
+    errors = [record[2] for record in counted if record[1] == "toy_provider_errors"]
+    assert len(errors) >= 2
+    assert {error["kind"] for error in errors} == {"realtime"}
     assert scene.fatal == []
     scene.talk()
     assert await scene.reply()
+
+
+@pytest.fixture
+async def sockets(main: ProviderServer) -> AsyncIterator[RealtimeSockets]:
+    async with reply_watching_session() as http:
+        sockets = RealtimeSockets(http)
+        yield sockets
+        await sockets.aclose()
+
+
+async def opened(sockets: RealtimeSockets, server: ProviderServer) -> aiohttp.ClientWebSocketResponse:
+    url, headers = f"{server.v1.replace('http', 'ws')}/realtime?model=gpt-realtime", {"Authorization": "Bearer x"}
+    return await asyncio.wait_for(sockets.ws_connect(url, headers), 10)
+
+
+async def test_a_socket_opened_ahead_is_the_conversations_first(sockets: RealtimeSockets, main: ProviderServer) -> None:
+    sockets.open_ahead(base_url=main.v1, model="gpt-realtime", api_key="x")
+    first = await opened(sockets, main)
+    assert main.realtime.connections == 1
+    assert json.loads((await first.receive(10)).data)["type"] == "session.created"
+    await opened(sockets, main)
+    assert main.realtime.connections == 2
+
+
+async def test_a_server_that_was_down_before_the_talk_is_asked_again(
+    sockets: RealtimeSockets, main: ProviderServer
+) -> None:
+    await main.stop()
+    sockets.open_ahead(base_url=main.v1, model="gpt-realtime", api_key="x")
+    with pytest.raises(aiohttp.ClientError):
+        await opened(sockets, main)
+    await main.start()
+    assert not (await opened(sockets, main)).closed
 
 
 def test_a_reply_is_given_up_sooner_than_a_child_gives_up() -> None:
