@@ -8,6 +8,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 Panel = dict[str, Any]
 
 
@@ -94,7 +95,6 @@ def dashboard(uid: str, title: str, about: str, panels: list[Panel]) -> dict[str
 
 def visits() -> dict[str, Any]:
     """How children are served."""
-    three = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
     return dashboard(
         "toy-visits",
         "Toy: visits",
@@ -111,7 +111,10 @@ def visits() -> dict[str, Any]:
             lines(
                 "Time to greeting, first and later rooms",
                 "s",
-                {f"{name} {{{{room}}}}": p(share, "toy_greeting_seconds", "room") for name, share in three.items()},
+                {
+                    f"{name} {{{{room}}}}": p(share, "toy_greeting_seconds", "room")
+                    for name, share in PERCENTILES.items()
+                },
                 "From the job, or the device where it came later, to the first frame.",
             ),
             heat("Distribution of the time to greeting", "toy_greeting_seconds"),
@@ -121,11 +124,15 @@ def visits() -> dict[str, Any]:
                 {"{{language}} {{source}}": p(0.95, "toy_greeting_seconds", "language, source")},
                 "95th percentile.",
             ),
-            lines("Time to the child's first word", "s", {n: p(s, "toy_first_word_seconds") for n, s in three.items()}),
+            lines(
+                "Time to the child's first word",
+                "s",
+                {n: p(s, "toy_first_word_seconds") for n, s in PERCENTILES.items()},
+            ),
             lines(
                 "Turn: end of speech to first sound",
                 "s",
-                {name: p(share, "toy_turn_seconds") for name, share in three.items()},
+                {name: p(share, "toy_turn_seconds") for name, share in PERCENTILES.items()},
             ),
             lines(
                 "Parts of a turn", "s", {"{{stage}}": p(0.95, "toy_turn_stage_seconds", "stage")}, "95th percentile."
@@ -151,7 +158,9 @@ def visits() -> dict[str, Any]:
                 },
                 "A minute.",
             ),
-            lines("Length of visits", "s", {name: p(share, "toy_visit_seconds") for name, share in three.items()}),
+            lines(
+                "Length of visits", "s", {name: p(share, "toy_visit_seconds") for name, share in PERCENTILES.items()}
+            ),
             lines("Songs and stories begun", "reqps", {"{{kind}}": rate("toy_titles_started", "kind")}),
             lines("And ended", "reqps", {"{{kind}} {{reason}}": rate("toy_titles_stopped", "kind, reason")}),
             lines(
@@ -180,6 +189,15 @@ def services() -> dict[str, Any]:
             lines("Where briefings come from", "reqps", {"{{source}}": rate("toy_api_calls", "source")}),
             lines("Manager API call time", "s", {"{{call}} p95": p(0.95, "toy_api_call_seconds", "call")}),
             lines("Whole briefing", "s", {"{{mode}} p95": p(0.95, "toy_briefing_fetch_seconds", "mode")}),
+            lines(
+                "Memories",
+                "reqps",
+                {"{{outcome}}": rate("toy_memories", "outcome")},
+                "Late ones join a later turn than the first.",
+            ),
+            lines(
+                "Time to memories", "s", {name: p(share, "toy_memory_seconds") for name, share in PERCENTILES.items()}
+            ),
             lines(
                 "Service cache hit rate",
                 "percentunit",

@@ -254,6 +254,7 @@ class Visit:
             variants=self.record.variants,
             turns=self.timeline.turns,
             usage=self.usage.report(),
+            memories=self.recollection.report() if self.recollection is not None else None,
             data_channel=dict(self.link.counts),
             words_dropped=self.ear.dropped,
         )
@@ -402,6 +403,7 @@ class Visit:
             greeting=self.greeting.id if self.greeting is not None else None,
             sources={part.value: source.value for part, source in briefing.sources.items()} if briefing else {},
             briefing_ms=dict(briefing.timings_ms) if briefing else {},
+            memories=self.recollection.report() if self.recollection is not None else None,
         )
 
     # What happens meanwhile

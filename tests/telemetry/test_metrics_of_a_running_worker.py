@@ -115,7 +115,7 @@ async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_wor
     assert total(samples, "toy_refused_total", reason="full") >= 1
 
 
-async def test_a_worker_tells_what_it_lacks_and_is_not_ready_while_livekit_is_gone() -> None:
+async def test_a_worker_tells_what_it_lacks_and_is_not_ready_while_livekit_is_gone(start_world: StartWorld) -> None:
     async def until_ready(wanted: bool) -> set[str]:
         async with asyncio.timeout(60):
             while True:
@@ -124,15 +124,15 @@ async def test_a_worker_tells_what_it_lacks_and_is_not_ready_while_livekit_is_go
                 if (status == 200, report["registered"]) == (wanted, wanted):
                     return set(report["problems"])
 
-    async with World(manager=False) as world:
-        lacks = await until_ready(True)
-        assert lacks == {"speech-to-text", "language model", "voice"}
-        assert {line.fields["part"] for line in world.worker.events("rooms are served without a part")} == lacks
-        await world.server.stop()
-        await until_ready(False)
-        assert total(await metrics(world), "toy_registered") == 0
-        await world.server.restart()
-        await until_ready(True)
+    world = await start_world(manager=False)
+    lacks = await until_ready(True)
+    assert lacks == {"speech-to-text", "language model", "voice"}
+    assert {line.fields["part"] for line in world.worker.events("rooms are served without a part")} == lacks
+    await world.server.stop()
+    await until_ready(False)
+    assert total(await metrics(world), "toy_registered") == 0
+    await world.server.restart()
+    await until_ready(True)
 
 
 async def test_a_real_prometheus_scrapes_a_running_worker(start_world: StartWorld, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from agent.errors import Malformed, NotFound, RateLimited, Rejected, RemoteError, Unauthorised, Unavailable
+from agent.telemetry.meter import meter
 from agent.values import DeviceMac
 
 _log = structlog.get_logger(__name__)
@@ -234,6 +235,10 @@ class Recollection:
         late, self._late = self._late, None
         return late
 
+    def report(self) -> dict[str, str | float | None]:
+        """What became of it until now, for the log."""
+        return {"outcome": self.outcome, "took_ms": None if self.took_ms is None else round(self.took_ms, 1)}
+
     async def aclose(self) -> None:
         """Stop waiting for what has not come."""
         self._task.cancel()
@@ -255,6 +260,8 @@ class Recollection:
             return None
         finally:
             self.took_ms = (time.monotonic() - self._begun) * 1000
+            if self.outcome != "waiting":  # it has ended without an answer
+                meter.count("toy_memories", outcome=self.outcome)
         if time.monotonic() <= self._deadline:
             self.outcome = "in_time"
         else:
@@ -263,4 +270,6 @@ class Recollection:
             _log.info("memory_late", took_ms=round(self.took_ms))
             if self._on_late is not None:
                 self._on_late(found)
+        meter.count("toy_memories", outcome=self.outcome if found else "empty")
+        meter.observe("toy_memory_seconds", self.took_ms / 1000)
         return found

@@ -292,7 +292,7 @@ class Conversation:
 
     def _on_user_state(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
-            self._scene.mark("first_word")
+            self._scene.mark("first_speech")  # or a noise: VisitRecord tells of words
             self._scene.playback.child_speaking(True)
         elif event.old_state == "speaking":
             self._scene.playback.child_speaking(False)

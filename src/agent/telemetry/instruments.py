@@ -111,6 +111,15 @@ _ALL: Final = (
     ),
     Instrument("toy_api_call_seconds", "histogram", "Manager API calls, retries included.", ("call",), CALL_BUCKETS),
     Instrument(
+        "toy_memories",
+        "counter",
+        "Times a child's memories were asked for. outcome: in_time, late (they join a later turn), empty, failed, or "
+        "cancelled by the visit's end or another child.",
+        ("outcome",),
+        known=(("in_time",), ("late",), ("empty",), ("failed",), ("cancelled",)),
+    ),
+    Instrument("toy_memory_seconds", "histogram", "Until memories were answered, late ones too.", (), CALL_BUCKETS),
+    Instrument(
         "toy_service_cache",
         "counter",
         "Whether a visit found a service ready in its process. result: hit or miss. service: music and stories where "

@@ -74,7 +74,6 @@ class VisitRecord:
         """The child's words were understood; only the first time counts."""
         if not self._understood:
             self._understood = True
-            self.timeline.mark("first_word")
             self._first("first_word", "toy_first_word_seconds", "first_word")
 
     def briefed(
