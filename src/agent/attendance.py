@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from livekit import rtc
 
+SUBSCRIBES_S: Final = 0.5
+"""A device that has come hears the track by then."""
 _JOB_IDENTITY: Final = "agent-AJ_"  # what the framework calls the agent of a job
 _LEFT_FOR_GOOD: Final = frozenset(
     {
@@ -47,6 +49,7 @@ class Attendance:
         self._on_came = on_came
         self._on_room_lost = on_room_lost
         self._waiting: asyncio.TimerHandle | None = None
+        self._arrived = asyncio.Event()
         self._events: list[tuple[Any, Callable[..., None]]] = [
             ("participant_disconnected", self._left),
             ("participant_connected", self._came),
@@ -78,6 +81,18 @@ class Attendance:
             for other in self._room.remote_participants.values()
         )
 
+    async def wait_for_device(self) -> None:
+        """Once the track has a listener: return as soon as that can be the device.
+
+        LiveKit tells of a track's first listener alone, and not who it is; and it may tell later of one who has come.
+        So a listener is the device where nobody else is here; one who was here before the device takes no greeting.
+        """
+        agent = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+        others = (other.kind != agent for other in self._room.remote_participants.values())
+        if not self.here and any(others):
+            await self._arrived.wait()
+            await asyncio.sleep(SUBSCRIBES_S)
+
     def expect(self, seconds: float | None, otherwise: str = "") -> None:
         """Leave, `otherwise` being the reason, unless the device comes in time; None: wait no more."""
         if self._waiting is not None:
@@ -98,6 +113,7 @@ class Attendance:
     def _came(self, participant: rtc.RemoteParticipant) -> None:
         if participant.identity == self._identity:
             self.expect(None)
+            self._arrived.set()
             self._on_came()
             self._on_dropped(False)
 

@@ -171,6 +171,7 @@ class Visit:
         if not self.attendance.here:
             self.attendance.expect(self.settings.device_wait, "no device came")
         await self.speaker.wait_for_listener()
+        await self.attendance.wait_for_device()
         self.timeline.mark("subscribed")
         self.attendance.expect(None)
         self._listened = True

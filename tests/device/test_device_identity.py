@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import string
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.device.identity import MAX_NAME_LENGTH, identify, identify_room
+from agent.device.identity import MAX_NAME_LENGTH, identify_room
 from agent.errors import IdentityError
 from agent.values import DeviceMac
 
@@ -98,37 +96,3 @@ def test_what_the_gateway_builds_is_read_back(uuid: object, mac: str, tail: str,
     assert found.mac.hex12 == mac
     assert found.uuid == str(uuid)
     assert found.mode == (tail[1:] or "conversation")
-
-
-def test_the_room_name_rules_over_the_participant() -> None:
-    found = identify(f"{UUID}_6825ddbbf3a0", "00:11:22:33:44:55", {"device_mac": "00:11:22:33:44:66"})
-    assert (found.mac, found.uuid) == (MAC, UUID)
-
-
-def test_the_participant_identity_is_the_second_source_and_its_attributes_the_third() -> None:
-    attributes = {"device_mac": "00:11:22:33:44:55", "device_uuid": UUID, "room_type": "device_session"}
-    assert identify("lobby", str(MAC), attributes).mac == MAC
-    found = identify("lobby", "someone", attributes)
-    assert (found.mac, found.uuid, found.mode) == ("00:11:22:33:44:55", UUID, "conversation")
-    assert identify("lobby", str(MAC)).uuid is None
-
-
-def test_a_missing_visit_id_is_filled_in_from_the_attributes() -> None:
-    found = identify("device_6825ddbbf3a0_story", attributes={"device_uuid": UUID})
-    assert (found.uuid, found.mode) == (UUID, "story")
-
-
-@pytest.mark.parametrize("hostile", ["../x", "a" * 5000, "", "\0", "🧸"])
-def test_hostile_attributes_are_passed_over(hostile: str) -> None:
-    assert identify("6825ddbbf3a0", hostile, {"device_uuid": hostile, "device_mac": hostile}).uuid is None
-    with pytest.raises(IdentityError):
-        identify("lobby", hostile, {"device_mac": hostile})
-
-
-@given(st.text(max_size=60), st.dictionaries(st.sampled_from(["device_mac", "device_uuid"]), st.text(max_size=60)))
-def test_any_participant_is_identified_or_refused(identity: str, attributes: dict[str, str]) -> None:
-    try:
-        found = identify("lobby", identity, attributes)
-    except IdentityError:
-        return
-    assert set(found.mac) <= set(string.hexdigits + ":")

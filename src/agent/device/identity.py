@@ -1,9 +1,9 @@
-"""Which device a room is for: from the room's name, else from the participant."""
+"""Which device a room is for: the room's name alone tells, as the token grants it. What clients say of themselves
+counts for nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -17,11 +17,8 @@ MAX_NAME_LENGTH: Final = 200
 
 # Every part has a fixed or bounded length and `_` occurs in no part, so matching is linear.
 _MAC: Final = r"[0-9A-Fa-f]{12}|[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}"
-_VISIT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
-_ROOM: Final = re.compile(
-    rf"(?:(?P<visit>{_VISIT.pattern})_)?(?:mac_)?(?P<mac>{_MAC})(?:_(?P<mode>conversation|music|story))?"
-)
-_BARE_MAC: Final = re.compile(_MAC)
+_VISIT: Final = r"[0-9A-Za-z][0-9A-Za-z-]{0,63}"
+_ROOM: Final = re.compile(rf"(?:(?P<visit>{_VISIT})_)?(?:mac_)?(?P<mac>{_MAC})(?:_(?P<mode>conversation|music|story))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +58,6 @@ def identify_room(name: str) -> RoomIdentity:
         uuid=None if visit is None or visit.lower() in {"device", "mac"} else visit,
         mode=cast("Mode", match["mode"] or "conversation"),
     )
-
-
-def identify(
-    room_name: str,
-    participant_identity: str | None = None,
-    attributes: Mapping[str, str] | None = None,
-) -> RoomIdentity:
-    """Read the room's name, and where it names no device, the participant.
-
-    The room's name and the participant's identity are granted by a token, attributes may be set by the client:
-    so the name rules, then the identity, then the attribute `device_mac`. `device_uuid` fills in a missing
-    visit id. Raises IdentityError, with the reason that concerns the room's name, where none of them helps.
-    """
-    attributes = attributes or {}
-    try:
-        found = identify_room(room_name)
-    except IdentityError:
-        mac = _as_mac(participant_identity) or _as_mac(attributes.get("device_mac"))
-        if mac is None:
-            raise
-        found = RoomIdentity(mac=mac)
-    if found.uuid is None:
-        visit = attributes.get("device_uuid")
-        if isinstance(visit, str) and _VISIT.fullmatch(visit):
-            return RoomIdentity(mac=found.mac, uuid=visit, mode=found.mode)
-    return found
-
-
-def _as_mac(text: object) -> DeviceMac | None:
-    # Participants' fields come from outside: whatever is not exactly a MAC is nobody.
-    return DeviceMac(text) if isinstance(text, str) and _BARE_MAC.fullmatch(text) else None
 
 
 def _reason(name: str) -> str:
