@@ -57,7 +57,7 @@ class EdgeMaker:
         try:
             import edge_tts
         except ImportError:
-            raise SettingsError("edge-tts is not installed: pip install 'toy-voice-agent[greetings]'") from None
+            raise SettingsError("edge-tts is not installed: pip install '.[greetings]'") from None
         sound = bytearray()
         try:
             async for chunk in edge_tts.Communicate(text, voice).stream():

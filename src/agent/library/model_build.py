@@ -116,7 +116,7 @@ def build_minilm(weights_dir: Path, output: Path, precision: Precision = "int8")
     except ImportError as error:
         raise ModelFileError(
             f"building the embedding model needs the package {error.name}: install the 'models' extra "
-            "(pip install 'toy-voice-agent[models]'), or give a folder that has model.onnx and tokenizer.json"
+            "(pip install '.[models]'), or give a folder that has model.onnx and tokenizer.json"
         ) from None
     try:
         config = json.loads((weights_dir / "config.json").read_text())
