@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -11,8 +12,17 @@ from outbox_support import HttpDeliverer, Receiver, line
 
 from agent.errors import OutboxError
 from agent.outbox.courier import OutboxCourier
-from agent.outbox.home import file_store, open_couriers, shared_store, writers_store
+from agent.outbox.home import (
+    FORWARD,
+    SpooledOutbox,
+    _Forwarder,
+    file_store,
+    open_couriers,
+    shared_store,
+    writers_store,
+)
 from agent.outbox.items import Lane, OutboxItem, OutboxSink
+from agent.outbox.sqlite import SqliteOutbox
 from agent.redis_client import connect
 from agent.settings import Settings
 from sandbox.redis_server import RedisServer
@@ -140,6 +150,84 @@ async def test_what_grew_after_it_was_let_go_is_not_lost(tmp_path: Path, own_red
     async with Receiver() as receiver, Worker(where, receiver):
         await receiver.until(lambda: receiver.total == 1)
     assert receiver.kept == {"aa": ["abc"]}
+    sink.close()
+    shared.close()
+
+
+class LosesAnswers(SqliteOutbox):
+    """A real store, as Redis would be one, whose answer to an `add` comes too late while `losing`."""
+
+    losing = False
+
+    def add(self, items: Sequence[OutboxItem]) -> int:
+        kept = super().add(items)
+        if self.losing:
+            raise OutboxError("TimeoutError")
+        return kept
+
+
+@pytest.mark.parametrize("delivered_first", [False, True])
+async def test_an_answer_that_was_lost_doubles_nothing(tmp_path: Path, delivered_first: bool) -> None:
+    shared, file = LosesAnswers(tmp_path / "shared.db"), SqliteOutbox(tmp_path / "file.db")
+    sink = SpooledOutbox(shared, file)
+    sink.add([held("a", 3600)])
+    shared.losing = True
+    sink.add([held("ab", 0)])
+    shared.losing = False
+    delivered: list[str] = []
+
+    async def deliver(item: OutboxItem) -> None:
+        delivered.append(item.payload["text"])
+
+    async def carry(item: OutboxItem) -> None:
+        await forward(item)
+        carried.set()
+
+    forward, carried = _Forwarder(shared), asyncio.Event()
+    last, carrier = OutboxCourier(shared, {"chat": deliver}), OutboxCourier(file, {FORWARD: carry})
+    for courier in (last, carrier) if delivered_first else (carrier, last):
+        courier.start()
+        async with asyncio.timeout(20):
+            while (await courier.stats()).popitem()[1].depth:
+                courier.nudge()
+    assert carried.is_set()
+    assert shared.stats(["chat"])["chat"].depth == 0
+    assert delivered == ["ab"]
+    await carrier.aclose()
+    await last.aclose()
+
+
+async def test_a_redis_without_memory_is_emptied(tmp_path: Path, own_redis: RedisServer) -> None:
+    where = settings(tmp_path, own_redis)
+    sink, shared = writers_store(where), shared_store(where)
+    assert shared is not None
+    put(sink, 1, 2)
+    put(sink, 1, lane="bb")
+    refused = OutboxItem.of("chat", "cc", {"text": "no"})
+    sink.add([refused])
+    client = connect(own_redis.url, timeout=10)
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", "1")
+    with pytest.raises(OutboxError):
+        shared.add([line("aa", 3)])
+    put(sink, 3)
+    assert waiting(where) == 1
+    lanes = shared.claim("me", "chat", 5, 60)
+    assert lanes == [Lane("chat", name) for name in ("aa", "bb", "cc")]
+    shared.renew("me", lanes, 60)
+    postponed = shared.head(lanes[1], "me", 60)
+    assert postponed is not None
+    shared.postpone(lanes[1], "me", postponed, 0)
+    shared.bury(lanes[2], refused, "no")
+    shared.release("me")
+    assert shared.claim("me", "chat", 1, 60) == [Lane("chat", "aa")]
+    while (item := shared.head(Lane("chat", "aa"), "me", 60)) is not None:
+        shared.delivered(Lane("chat", "aa"), item)
+    shared.delivered(lanes[1], line("dd", 1))  # not there any more
+    shared.prune()
+    state = shared.stats(["chat"])["chat"]
+    assert (state.depth, state.delivered, state.retried, state.dead) == (1, 3, 1, 1)
+    client.close()
     sink.close()
     shared.close()
 

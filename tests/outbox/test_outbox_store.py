@@ -129,6 +129,21 @@ def test_an_item_on_hold_grows_and_is_delivered_when_it_is_let_go(store: Store) 
     assert store.add([held("abcd", 0)]) == 0, "what was delivered does not grow any more"
 
 
+def test_a_body_is_known_from_its_older_states(store: Store, clock: Clock) -> None:
+    assert not store.knows(held("a", 0))
+    store.add([held("a", 100)])
+    store.add([held("ab", 0), line("aa", 2)])
+    assert [store.knows(held(text, 0)) for text in ("a", "ab", "abc")] == [False, True, False]
+    store.claim("me", "chat", 5, 10)
+    assert drain(store, AA) == ["ab", "2"]
+    assert [store.knows(held(text, 0)) for text in ("a", "ab", "abc")] == [False, True, False]
+    store.bury(AA, line("aa", 3), "no")
+    assert store.knows(line("aa", 3))
+    clock.now += DELIVERED_KEPT_S + 1
+    store.prune()
+    assert not store.knows(held("ab", 0))
+
+
 def test_an_item_whose_writer_died_is_delivered_when_its_hold_ends(store: Store, clock: Clock) -> None:
     store.add([line("aa", 1), held("a", 100)])
     assert store.claim("me", "chat", 5, 10) == [AA]

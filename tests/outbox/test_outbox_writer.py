@@ -49,13 +49,13 @@ def texts(store: SqliteOutbox) -> list[str]:
     return found
 
 
-async def test_what_was_put_is_on_disk_after_flush_in_order(store: RefusingOutbox) -> None:
+async def test_what_was_put_is_on_disk_after_flush_in_order(store: RefusingOutbox, tmp_path: Path) -> None:
     writer = OutboxWriter(store)
     for number in range(450):
         writer.put(line("aa", number))
     await writer.flush()
     assert writer.unwritten == 0
-    assert texts(SqliteOutbox(store._path)) == [str(number) for number in range(450)]
+    assert texts(SqliteOutbox(tmp_path / "outbox.db")) == [str(number) for number in range(450)]
     assert await writer.aclose() == 0
 
 

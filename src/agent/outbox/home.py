@@ -127,8 +127,9 @@ class _Forwarder:
         await asyncio.to_thread(self._add, inner, grows)
 
     def _add(self, item: OutboxItem, grows: bool) -> None:
-        if not self._shared.add([item]) and grows:
-            # An earlier state of it was let go before this one came: what it has grown by must not be lost.
+        if not self._shared.add([item]) and grows and not self._shared.knows(item):
+            # An earlier state of it was let go before this one came: what it has grown by must not be lost. It is known
+            # where only Redis' answer was lost.
             self._shared.add([replace(item, key=f"{item.key}-later")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import uuid
@@ -50,6 +51,11 @@ class OutboxItem:
         if len(body) > MAX_BODY_BYTES:
             raise ValueError(f"an outbox item may have {MAX_BODY_BYTES} bytes, this has {len(body)}")
         return cls(kind, lane, body, key or uuid.uuid4().hex, hold_s=hold_s)
+
+    @property
+    def digest(self) -> str:
+        """Tells this body from others; not a secret's."""
+        return hashlib.sha256(self.body.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -116,6 +122,10 @@ class OutboxStore(OutboxSink, Protocol):
 
     A lane is held by one owner at a time under a lease of `lease_s` seconds, so several workers may share a store.
     """
+
+    def knows(self, item: OutboxItem) -> bool:
+        """Whether `item` waits, was delivered within DELIVERED_KEPT_S or set aside with just this body."""
+        ...
 
     def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
         """Take up to `limit` lanes of `kind` that are ready and free, those ready for longest first."""

@@ -88,6 +88,13 @@ end
 drop_surplus(tonumber(ARGV[2]))
 return kept
 """
+_KNOWS: Final = """
+local key, body, digest = ARGV[2], ARGV[3], ARGV[4]
+for _, place in ipairs({item_of(key), P .. "dead:" .. key}) do
+    if redis.call("HGET", place, "body") == body then return 1 end
+end
+return redis.call("HGET", P .. "delivered_bodies", key) == digest and 1 or 0
+"""
 _CLAIM: Final = """
 local owner, kind, limit, lease = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local taken = {}
@@ -146,6 +153,7 @@ end
 _DELIVERED: Final = """
 remove(ARGV[3])
 count(ARGV[2], "delivered", redis.call("ZADD", P .. "delivered", "NX", number(now), ARGV[3]))
+redis.call("HSETNX", P .. "delivered_bodies", ARGV[3], ARGV[4])
 """
 _BURY: Final = """
 local kind, lane, key = ARGV[2], ARGV[3], ARGV[4]
@@ -172,7 +180,10 @@ for _, kind in ipairs(redis.call("SMEMBERS", P .. "kinds")) do
     dropped = dropped + drop(redis.call("ZRANGEBYSCORE", P .. "ages:" .. kind, "-inf", "(" .. number(now - max_age)))
 end
 dropped = dropped + drop_surplus(most)
-redis.call("ZREMRANGEBYSCORE", P .. "delivered", "-inf", "(" .. number(now - delivered_kept))
+for _, key in ipairs(redis.call("ZRANGEBYSCORE", P .. "delivered", "-inf", "(" .. number(now - delivered_kept))) do
+    redis.call("ZREM", P .. "delivered", key)
+    redis.call("HDEL", P .. "delivered_bodies", key)
+end
 local function forget(keys)
     for _, key in ipairs(keys) do
         redis.call("ZREM", P .. "dead", key)
@@ -221,6 +232,9 @@ end)
 for _, item in ipairs(dead) do add(item[1], item[2], item[3], item[4], item[5], 0) end
 return #dead
 """
+# A script that has written may go on although Redis has no memory left: what empties the outbox must not be refused.
+_WRITES: Final = 'redis.call("DEL", P .. "nothing")'
+_MAY_BE_REFUSED: Final = (_ADD, _KNOWS, _STATS, _DEAD)
 
 
 class RedisOutbox:
@@ -255,6 +269,9 @@ class RedisOutbox:
         ]
         return int(self._run(_ADD, self._max_items, *fields))
 
+    def knows(self, item: OutboxItem) -> bool:
+        return bool(self._run(_KNOWS, item.key, item.body, item.digest))
+
     def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
         return [Lane(kind, lane) for lane in self._run(_CLAIM, owner, kind, limit, lease_s)]
 
@@ -269,7 +286,7 @@ class RedisOutbox:
         self._run(_RENEW, owner, lease_s, *(name for lane in lanes for name in (lane.kind, lane.device)))
 
     def delivered(self, lane: Lane, item: OutboxItem) -> None:
-        self._run(_DELIVERED, lane.kind, item.key)
+        self._run(_DELIVERED, lane.kind, item.key, item.digest)
 
     def bury(self, lane: Lane, item: OutboxItem, reason: str) -> None:
         self._run(_BURY, lane.kind, lane.device, item.key, item.body, repr(item.created_at), reason[:500])
@@ -306,7 +323,9 @@ class RedisOutbox:
     def _run(self, body: str, *arguments: str | float) -> Any:
         script = self._scripts.get(body)
         if script is None:
-            script = self._scripts[body] = self._redis.register_script(_COMMON + body)
+            script = self._scripts[body] = self._redis.register_script(
+                _COMMON + ("" if body in _MAY_BE_REFUSED else _WRITES) + body
+            )
         now = "" if self._clock is None else repr(self._clock())
         try:
             return script(args=[now, *arguments])

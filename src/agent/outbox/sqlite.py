@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS lanes(
 CREATE INDEX IF NOT EXISTS lanes_ready ON lanes(kind, ready_at);
 CREATE TABLE IF NOT EXISTS delivered(key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS delivered_age ON delivered(at);
+CREATE TABLE IF NOT EXISTS delivered_bodies(key TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead(
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, lane TEXT NOT NULL, body TEXT NOT NULL, created_at REAL NOT NULL,
     died_at REAL NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
@@ -104,6 +105,15 @@ class SqliteOutbox:
             self._drop_surplus(db)
         return kept
 
+    def knows(self, item: OutboxItem) -> bool:
+        query = (
+            "SELECT EXISTS(SELECT 1 FROM items WHERE key = ?1 AND body = ?2) "
+            "OR EXISTS(SELECT 1 FROM dead WHERE key = ?1 AND body = ?2) "
+            "OR EXISTS(SELECT 1 FROM delivered_bodies WHERE key = ?1 AND digest = ?3)"
+        )
+        with self._reading() as db:
+            return bool(db.execute(query, (item.key, item.body, item.digest)).fetchone()[0])
+
     def claim(self, owner: str, kind: str, limit: int, lease_s: float) -> list[Lane]:
         now = self._clock()
         query = (
@@ -161,6 +171,7 @@ class SqliteOutbox:
         with self._transaction() as db:
             db.execute("DELETE FROM items WHERE key = ?", (item.key,))
             new = db.execute("INSERT OR IGNORE INTO delivered VALUES(?, ?)", (item.key, self._clock())).rowcount
+            db.execute("INSERT OR IGNORE INTO delivered_bodies VALUES(?, ?)", (item.key, item.digest))
             db.execute(_COUNT, (lane.kind, "delivered", new))
 
     def bury(self, lane: Lane, item: OutboxItem, reason: str) -> None:
@@ -191,7 +202,9 @@ class SqliteOutbox:
         now = self._clock()
         with self._transaction() as db:
             dropped = self._drop(db, "created_at < ?", (now - self._max_age_s,)) + self._drop_surplus(db)
-            db.execute("DELETE FROM delivered WHERE at < ?", (now - DELIVERED_KEPT_S,))
+            forgotten = (now - DELIVERED_KEPT_S,)
+            db.execute("DELETE FROM delivered_bodies WHERE key IN (SELECT key FROM delivered WHERE at < ?)", forgotten)
+            db.execute("DELETE FROM delivered WHERE at < ?", forgotten)
             db.execute("DELETE FROM dead WHERE died_at < ?", (now - self._max_age_s,))
             db.execute(
                 "DELETE FROM dead WHERE key IN (SELECT key FROM dead ORDER BY died_at DESC LIMIT -1 OFFSET ?)",
