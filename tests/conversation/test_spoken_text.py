@@ -145,6 +145,42 @@ def test_emoji_are_not_said(text: str, said: str) -> None:
         ("te", "25 పిల్లలు, 125", "ఇరవై అయిదు పిల్లలు, 125"),
         ("kn", "5ನೇ ಪಾಠ", "5ನೇ ಪಾಠ"),
         ("xx", "7:30, 5 km, 25%", "7:30, 5 km, 25%"),
+        # Differences, ranges and countdowns.
+        ("en", "What is 10-3?", "What is ten minus three?"),
+        ("en", "7 – 2 = 5, 7 - 2 = 5, 7−2", "seven minus two = five, seven minus two = five, seven minus two"),
+        ("en", "3-5 = -2 and 10-3-2 = 5", "three minus five = minus two and ten minus three minus two = five"),
+        ("en", "8-8=0", "eight minus eight=zero"),
+        ("en", "3-2-1, liftoff! 1-2-3 go", "three, two, one, liftoff! one, two, three go"),
+        ("en", "5–10, pages 10-12.", "five to ten, pages ten to twelve."),
+        ("en", "room 5 - 6 chairs, B1-2-3", "room five - six chairs, B1-two-three"),
+        ("de", "10-3=7, 3,5-2", "zehn minus drei=sieben, drei Komma fünf minus zwei"),
+        ("fr", "10-3", "dix moins trois"),
+        ("hi", "10-3=7, 3-2-1, 10-15", "10 माइनस 3=7, 3, 2, 1, 10 से 15"),
+        ("zh", "10-3=7，3-2-1，3-5", "10减3=7，3、2、1，3到5"),
+        ("ta", "10-3=7", "10 மைனஸ் 3=7"),
+        ("xx", "10-3=7, 3-2-1", "10-3=7, 3-2-1"),
+        # Times that come with their word.
+        ("en", "7:00 o'clock, 7:30 o'clock", "seven o'clock, seven thirty"),
+        ("de", "um 8:00 Uhr, um 7:30 Uhr.", "um acht Uhr, um sieben Uhr dreißig."),
+        ("de", "um 0:00 Uhr", "um null Uhr"),
+        ("fr", "à 8:00 heures, à 7:30 heures", "à huit heures, à sept heures trente"),
+        ("hi", "8:00 बजे, सुबह 7:30 बजे उठो", "8 बजे, सुबह 7 बजकर 30 मिनट उठो"),
+        ("zh", "8:00点，8:30点，8:00点钟", "8点，8点30分，8点钟"),
+        ("ta", "7:30 மணிக்கு, 8:00 மணிக்கு", "7 30 மணிக்கு, 8 மணிக்கு"),
+        ("kn", "7:30 ಗಂಟೆಗೆ", "ಏಳು ಮೂವತ್ತು ಗಂಟೆಗೆ"),
+        # Money in millions.
+        ("en", "$5 million, $1.5 billion!", "five million dollars, one point five billion dollars!"),
+        ("en", "₹5 lakh and $5 millionaires", "five lakh rupees and five dollars millionaires"),
+        ("fr", "$5 millions", "cinq millions de dollars"),
+        ("hi", "₹5 लाख, ₹5 लाखों", "5 लाख रुपये, 5 रुपये लाखों"),
+        ("zh", "¥5万", "5万元"),
+        # Numbers to call.
+        ("en", "Call 911! Or dial the 112 now.", "Call nine one one! Or dial the one one two now."),
+        ("en", "Recall 911 or call 100 friends", "Recall nine hundred and eleven or call one hundred friends"),
+        ("de", "Ruf die 112 an", "Ruf die eins eins zwei an"),
+        ("es", "Llama al 112", "Llama al uno uno dos"),
+        ("hi", "हेल्पलाइन 1098, 112 पर कॉल करो, 112 पर बैठो", "हेल्पलाइन 1 0 9 8, 1 1 2 पर कॉल करो, 112 पर बैठो"),
+        ("zh", "请拨打110，有110个", "请拨打1 1 0，有110个"),
     ],
 )  # fmt: skip
 def test_numbers_are_said_in_the_language(language: str, text: str, said: str) -> None:
@@ -154,7 +190,9 @@ def test_numbers_are_said_in_the_language(language: str, text: str, said: str) -
 pieces = st.sampled_from(
     ["**", "*", "_", "__", "~~", "`", "```", "# ", "## ", "- ", "> ", "[", "](", ")", "](http://x.y/z)", "http://a.b/c",
      "https://", "www.", "<b>", "</b>", "<", ">", "!", "![", "|", "---", "\n", "\n\n", " ", "  ", ".", ",", ":", "-",
-     "1", "25", "1,234", "3.5", "7:30", " pm", "%", " km", "$", "€5", "555-123-4567", "+", "(", "1/2", "3rd", "°C",
+     "1", "25", "1,234", "3.5", "7:30", " pm", "%", " km", "$", "€5", "555-123-4567", "+", "(", "1/2",
+     "3rd", "°C", "=", " - ", "–", "~", "−", "10-3", "-", "call ", "911", " Uhr", " o'clock",
+     " million", " बजे", " पर कॉल", " लाख", "点钟", "万", " மணிக்கு",
      "😀", "👨‍👩‍👧", "👍🏽", "🇮🇳", "1️⃣", "❤️", "\ufe0f", "\u200d", "\u20e3", "hello", "World", "h", "http", "é",
      "नमस्ते", "क्‍ष", "你好", "苹果", "வணக்கம்", "ನಮಸ್ಕಾರ", "ന്‍", "こんにちは", "안녕", "می‌خواهم", "。", "।", "\\", "•"]
 )  # fmt: skip

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Final
 
-from agent.conversation.spoken_numbers import EXTENT, NumberReader, may_go_on
+from agent.conversation.spoken_numbers import BEHIND, EXTENT, NumberReader, may_go_on
 
 EMOJI: Final = (
     "\u203c\u2049\u20e3\u2122\u00a9\u00ae\u2190-\u21ff\u2300-\u23ff\u24c2\u25a0-\u27bf\u2900-\u297f\u2b00-\u2bff"
@@ -56,6 +56,7 @@ class SpokenText:
         self._said = ""
         self._space = ""
         self._before = ""
+        self._behind = ""
         self._line_start = True
         self._dropped = False
         self._counted = False
@@ -68,7 +69,7 @@ class SpokenText:
     def flush(self) -> str:
         """The rest, as nothing follows. The filter is as new then."""
         rest = self._run(final=True)
-        self._said = self._space = self._before = ""
+        self._said = self._space = self._before = self._behind = ""
         self._line_start, self._dropped, self._counted = True, False, False
         return rest
 
@@ -80,6 +81,7 @@ class SpokenText:
             if end is None:
                 break
             self._before = text[end - 1]
+            self._behind = (self._behind + text[at:end])[-BEHIND:]
             at = end
         self._held = text[at:]
         return "".join(out)
@@ -163,7 +165,7 @@ class SpokenText:
         window = text[at : extent + 1]
         if keycap := re.search("[0-9]\ufe0f?\u20e3", text[at : extent + 2]):
             window = window[: keycap.start()]
-        end, said = self._numbers.read(window)
+        end, said = self._numbers.read(window, behind=self._behind)
         rest = window[end : end + 1]
         if rest.isalpha() and not _UNSPACED.match(rest) and said != window[:end] and window[end - 1 : end].isdigit():
             # A name such as 3D or MP3 rather than a number.
