@@ -160,8 +160,26 @@ class TitleIndex:
         scored, confidence = decide(self.words, wanted, ranked(rows, model().rank))
         nearest = tuple(self.words.title(item.row) for item in scored[: max(1, limit)])
         if confidence < model().threshold:
+            described = self._about(wanted, where)
+            if described and (len(described) == 1 or not wanted.particular):
+                # The likeliest of those that are about just that; ranked are those worth a look only.
+                row = next((item.row for item in scored if item.row in described), min(described))
+                title = self.words.title(row)
+                return Answer("found", title, confidence, tuple(dict.fromkeys((title, *nearest)))[: max(1, limit)])
             return Answer("not_found", None, confidence, nearest)
         return Answer("found", nearest[0], confidence, nearest)
+
+    def _about(self, wanted: Request, where: str | None) -> set[int]:
+        """Rows of the titles whose names and keywords have every word of the description."""
+        words = self.words
+        stems = {stem(word) for word in wanted.about}
+        rows = [set(words.stems.get(key).tolist()) for key in stems]
+        return {
+            row
+            for row in (set.intersection(*rows) if rows else ())
+            if (where is None or words.sections[words.section_of[row]] == where)
+            and stems <= {stem(tag) for tag in words.tags[row].split(" ")}
+        }
 
     def measured(self, wanted: Request, where: str | None, embed: Embed | None, dense: Dense | None) -> Rows | None:
         """The features of every name worth a look, None if there is none."""

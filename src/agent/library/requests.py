@@ -81,6 +81,9 @@ _RECIPIENTS: Final = _words("me us")
 _FOR_WHOM: Final = _words("for to with")
 # What may follow a name.
 _AFTER_NAME: Final = _words("please song story rhyme tale poem lullaby again now for to with thanks thank")
+# What comes before a description, and what says that one title alone is meant.
+_ABOUT: Final = _words("about with")
+_PARTICULAR: Final = _words("the that this")
 _MOST_WORDS: Final = 24
 _LONGEST_NAME: Final = 8
 # What may stand before the name of a language.
@@ -106,7 +109,8 @@ class Request:
     `wish` is "named". `section` is where to look, None for everywhere; `section_missing` is True when a language or
     category was asked for that the catalogue does not have. `text` is what to embed, `heard` the words in which a name
     was said, misheard or not. `names` are what a title may be called word for word, likeliest first: one that is found
-    is meant, whatever the wish.
+    is meant, whatever the wish. `about` are the words of a description ("a story about a rabbit"); `particular` is True
+    when it is one that the child knows ("the story about the rabbit").
     """
 
     wish: Wish
@@ -116,6 +120,8 @@ class Request:
     text: str = ""
     heard: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()
+    about: tuple[str, ...] = ()
+    particular: bool = False
 
 
 class Sections:
@@ -265,6 +271,14 @@ def _name_of_asking_words(words: Sequence[str]) -> tuple[str, ...]:
     return best
 
 
+def _described(words: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """What a title is to be about, without the words that carry no meaning, and whether it is a particular one."""
+    place = next((place for place, word in enumerate(words) if word in _ABOUT), len(words))
+    tail = words[place + 1 :]
+    about = tuple(word for word in tail if word not in FUNCTION_WORDS and not asking(word))
+    return about, not _PARTICULAR.isdisjoint(words[:place])
+
+
 def understand(text: str, sections: Sections) -> Request:
     """Read one request. Any text is allowed; one without words asks for anything at all."""
     another = bool(_CJK_ANOTHER.search(text))
@@ -304,7 +318,8 @@ def understand(text: str, sections: Sections) -> Request:
     found.pop((), None)
     readings = tuple(found)
     embed = " ".join(gently or trimmed) if text.isascii() else core
-    return Request("named", readings, section or None, missing, embed, heard or raw, readings)
+    about, particular = _described(raw)
+    return Request("named", readings, section or None, missing, embed, heard or raw, readings, about, particular)
 
 
 def choose(ids: Sequence[int], history: Sequence[int], rng: random.Random) -> int | None:
