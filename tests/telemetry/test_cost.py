@@ -170,6 +170,14 @@ async def test_the_books_add_up_over_visits_and_survive_the_worker(tmp_path: Pat
     assert read_costs(path, days=10_000, wall=lambda: NOW) == []
 
 
+async def test_a_folder_of_any_name_has_books(tmp_path: Path) -> None:
+    path = tmp_path / "50% off? #1" / "cost.db"
+    async with MetricsHub(tmp_path / "run") as hub, CostLedger(path, hub, wall=lambda: NOW):
+        hub.take(["u", day_of(NOW), "dev-a", {"service": "llm", "model": "writer"}, 1])
+    assert spent_on(path, day_of(NOW), "dev-a") == 1
+    assert len(read_costs(path, days=1, wall=lambda: NOW)) == 1
+
+
 async def test_damaged_books_are_set_aside_and_nothing_stops(tmp_path: Path) -> None:
     path = tmp_path / "cost.db"
     path.write_bytes(b"this is no database" * 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -64,13 +65,21 @@ async def test_a_folder_with_a_long_name_serves_as_well(tmp_path: Path) -> None:
     assert files(folder) == set()
 
 
-async def test_sockets_of_killed_workers_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    for pid in (2**22 + 1, 1):
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(tmp_path / f"metrics-{pid}.sock"))
-    async with MetricsHub(tmp_path):
-        names = files(tmp_path)
-    assert names == {"metrics-1.sock", f"metrics-{os.getpid()}.sock"}
+@pytest.mark.parametrize("folder", ["short", "long/" * 40])
+async def test_sockets_of_killed_workers_are_removed_and_those_of_living_ones_stay(tmp_path: Path, folder: str) -> None:
+    (place := tmp_path / folder).mkdir(parents=True)
+    with contextlib.chdir(place), socket.socket(socket.AF_UNIX) as dead:  # by a short name
+        dead.bind("metrics-1.sock")
+    async with MetricsHub(place) as elsewhere:  # of another container, say, with the same process id
+        address = os.environ[SOCKET_VARIABLE]
+        async with MetricsHub(place):
+            assert len(files(place)) == 2
+            assert os.environ[SOCKET_VARIABLE] != address
+        _, writer = await asyncio.open_unix_connection(address)
+        writer.write(b'["v","job-1"]\n')
+        await until(elsewhere, lambda found: total(found, "toy_visits_started_total") == 1)
+        writer.close()
+    assert files(place) == set()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ async def test_sockets_of_killed_workers_are_removed_and_those_of_living_ones_st
 async def test_a_record_that_is_none_is_counted_and_changes_nothing(tmp_path: Path, record: object) -> None:
     async with MetricsHub(tmp_path) as hub:
         before = await scrape(hub)
-        reader, writer = await asyncio.open_unix_connection(tmp_path / f"metrics-{os.getpid()}.sock")
+        reader, writer = await asyncio.open_unix_connection(os.environ[SOCKET_VARIABLE])
         writer.write(json.dumps(record).encode() + b"\n{broken\n" + b"\xff\n" + b'["v","job-1"]\n["e","job-1"]\n')
         await writer.drain()
         writer.close()
@@ -109,7 +118,7 @@ async def test_a_record_that_is_none_is_counted_and_changes_nothing(tmp_path: Pa
 
 async def test_a_line_without_an_end_is_cut_and_the_next_process_counts(tmp_path: Path) -> None:
     async with MetricsHub(tmp_path) as hub:
-        address = tmp_path / f"metrics-{os.getpid()}.sock"
+        address = os.environ[SOCKET_VARIABLE]
         _, flood = await asyncio.open_unix_connection(address)
         flood.write(b"x" * 1_000_000)
         await flood.drain()

@@ -229,11 +229,15 @@ def day_of(unix_seconds: float) -> str:
 def spent_on(path: Path, day: str, device: str) -> float:
     """What a device has cost on a day; 0 where nothing is known or readable. Blocks for a millisecond."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0)) as db:
+        with contextlib.closing(_open_to_read(path, timeout=1.0)) as db:
             row = db.execute("SELECT SUM(cost) FROM cost WHERE day = ? AND device = ?", (day, device)).fetchone()
     except sqlite3.Error:
         return 0.0
     return float(row[0] or 0.0)
+
+
+def _open_to_read(path: Path, *, timeout: float) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout)
 
 
 class CostLedger:
@@ -313,7 +317,7 @@ def read_costs(path: Path, days: int, *, wall: Callable[[], float] = time.time) 
     since = day_of(wall() - (days - 1) * 86400)
     if not path.exists():
         return []
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as db:
+    with contextlib.closing(_open_to_read(path, timeout=2.0)) as db:
         db.row_factory = sqlite3.Row
         rows = db.execute("SELECT * FROM cost WHERE day >= ? ORDER BY day DESC, cost DESC", (since,)).fetchall()
     return [dict(row) for row in rows]

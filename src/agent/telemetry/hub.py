@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import psutil
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -34,8 +33,9 @@ MAX_SERIES: Final = 200
 """Label sets of one metric; what comes beyond is counted under `other`."""
 _MAX_LINE: Final = 65_536
 _MAX_PATH: Final = 100
+_BACKLOG: Final = 1024
 _RECENT: Final = 2_000
-_SOCKET: Final = "metrics-{pid}.sock"
+_SOCKETS: Final = "metrics-*.sock"
 
 Source = Callable[["MetricsHub"], Awaitable[None]]
 UsageSink = Callable[[Record], None]
@@ -87,19 +87,23 @@ class MetricsHub:
 
     async def __aenter__(self) -> Self:
         private_dir(self._folder)
-        _remove_stale(self._folder)
-        path = self._path = self._folder / _SOCKET.format(pid=os.getpid())
-        path.unlink(missing_ok=True)
-        address = str(path)
-        if len(os.fsencode(address)) > _MAX_PATH:
+        # Random: a worker in another container has the same pid.
+        name = _SOCKETS.replace("*", f"{os.getpid()}-{secrets.token_hex(4)}")
+        path = self._path = self._folder / name
+        reach = str(self._folder)
+        if len(os.fsencode(path)) > _MAX_PATH:
             # A socket's address has room for 107 bytes; through this descriptor any folder has a short name.
             self._directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            address = f"/proc/{os.getpid()}/fd/{self._directory}/{path.name}"
+            reach = f"/proc/{os.getpid()}/fd/{self._directory}"
+        address = f"{reach}/{name}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(address)
+            _remove_stale(self._folder, reach)
+            listener.bind(f"{address}.new")
+            listener.listen(_BACKLOG)
+            path.with_name(f"{name}.new").rename(path)  # found only once it answers
             self._server = await asyncio.get_running_loop().create_unix_server(
-                lambda: _Connection(self), sock=listener, backlog=1024
+                lambda: _Connection(self), sock=listener, backlog=_BACKLOG
             )
         except BaseException:  # the descriptor must not stay open, whatever went wrong
             listener.close()
@@ -310,10 +314,14 @@ def _own_version() -> str:
         return "unknown"
 
 
-def _remove_stale(folder: Path) -> None:
-    """Remove the sockets of workers that were killed."""
-    for path in folder.glob(_SOCKET.format(pid="*")):
-        pid = path.stem.removeprefix("metrics-")
-        if not pid.isdigit() or not psutil.pid_exists(int(pid)):
-            with contextlib.suppress(FileNotFoundError):  # another worker is tidying, too
-                path.unlink()
+def _remove_stale(folder: Path, reach: str) -> None:
+    """Remove the sockets of workers that were killed: nobody listens. `reach` is a short name of `folder`."""
+    for path in folder.glob(_SOCKETS):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(f"{reach}/{path.name}")
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)  # another worker is tidying, too
+            except OSError:  # it is gone, or too busy to answer
+                continue
