@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from agent.speaker.heard import may_cut
+
 MINIMA: Final = (2, 16)
 """Characters of the first phrases, which may be clauses: `Well,` is enough to begin with."""
 LATER_MIN: Final = 60
@@ -50,9 +52,16 @@ class PhraseSplitter:
         ends = [m.end() for m in _SENTENCE_END.finditer(self._text) if not self._is_abbreviation(m)]
         if early:
             ends += [m.end() for m in _CLAUSE_END.finditer(self._text)]
-            if not ends and len(self._text) > FIRST_MAX:
-                ends = [self._text.rfind(" ", minimum, FIRST_MAX)]
+            if not ends and len(self._text) > FIRST_MAX and (end := self._word_end(minimum)) is not None:
+                ends = [end]
         return min((end for end in ends if len(self._text[:end].strip()) >= minimum), default=None)
+
+    def _word_end(self, minimum: int) -> int | None:
+        """Where a long beginning may be cut: at its last space, else between characters of a script without them."""
+        space = self._text.rfind(" ", minimum, FIRST_MAX)
+        if space != -1:
+            return space
+        return next((place for place in range(FIRST_MAX, minimum, -1) if may_cut(self._text, place)), None)
 
     def _is_abbreviation(self, match: re.Match[str]) -> bool:
         if match.group()[0] != ".":

@@ -19,6 +19,9 @@ _UNSPACED: Final = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff65\U00020000-\U0003ffff]"
 )
 _JOINING: Final = "\u200d\ufe0e\ufe0f"
+# Vowels written after (Thai, Lao) and before their consonant, and signs that set the next one below.
+_JOINS_LEFT: Final = _JOINING + "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"
+_JOINS_RIGHT: Final = _JOINING + "\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4\u17d2\u1039"
 
 
 def units(text: str) -> int:
@@ -33,7 +36,7 @@ def whole_words(text: str, spoken: float) -> int:
     """
     said, end = 0.0, 0
     for place, character in enumerate(text):
-        if _may_cut(text, place):
+        if may_cut(text, place):
             end = place
         said += units(character)
         if said > spoken + 1e-6:
@@ -41,10 +44,11 @@ def whole_words(text: str, spoken: float) -> int:
     return len(text)
 
 
-def _may_cut(text: str, place: int) -> bool:
+def may_cut(text: str, place: int) -> bool:
+    """Whether a word, or a character of a script without spaces, begins at this place of `text`."""
     if place == 0 or text[place].isspace() or text[place - 1].isspace():
         return True
-    if unicodedata.category(text[place])[0] == "M" or text[place] in _JOINING or text[place - 1] in _JOINING:
+    if unicodedata.category(text[place])[0] == "M" or text[place] in _JOINS_LEFT or text[place - 1] in _JOINS_RIGHT:
         return False
     return bool(_UNSPACED.match(text[place]) or _UNSPACED.match(text[place - 1]))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import unicodedata
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +41,32 @@ def test_a_long_first_sentence_without_a_clause_is_cut_at_a_word() -> None:
     first = split(text)[0]
     assert len(first) <= 70
     assert text.startswith(first + " ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "กาลครั้งหนึ่งนานมาแล้วมีกระต่ายน้อยตัวหนึ่งอาศัยอยู่ในป่าใหญ่กับแม่และพี่น้องอีกสามตัวทุกวันกระต่ายน้อยจะออกไปหาแครอท",
+        "ກາລະຄັ້ງໜຶ່ງດົນນານມາແລ້ວມີກະຕ່າຍນ້ອຍໂຕໜຶ່ງອາໄສຢູ່ໃນປ່າໃຫຍ່ກັບແມ່ແລະພີ່ນ້ອງອີກສາມໂຕທຸກໆວັນກະຕ່າຍນ້ອຍຈະອອກໄປຫາແຄຣອດ",
+        "កាលពីព្រេងនាយមានទន្សាយតូចមួយរស់នៅក្នុងព្រៃធំជាមួយម្ដាយនិងបងប្អូនបីនាក់ទៀតរាល់ថ្ងៃទន្សាយតូចចេញទៅរកការ៉ុត",
+        "ဟိုးရှေးရှေးတုန်းကယုန်ကလေးတစ်ကောင်ဟာတောအုပ်ကြီးထဲမှာမေမေနဲ့မောင်နှမသုံးကောင်နဲ့အတူနေထိုင်ခဲ့ပါတယ်",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_a_long_beginning_without_spaces_is_cut_between_characters_as_they_are_written(text: str, size: int) -> None:
+    phrases = split(text, size)
+    assert "".join(phrases) == text
+    assert all(len(phrase) > 1 for phrase in phrases)
+    assert len(phrases[0]) <= 70
+    for before, after in pairwise(phrases):
+        assert unicodedata.category(after[0])[0] != "M"
+        assert before[-1] not in "เแโใไເແໂໃໄ\u17d2\u1039"
+        assert after[0] not in "ะาำະາຳ"
+
+
+def test_a_word_of_any_length_is_whole() -> None:
+    word = "Hurr" + "a" * 100 + "y"
+    assert split(word + " we won. Yes!") == [word + " we won.", " Yes!"]
 
 
 def test_later_phrases_are_whole_sentences_and_not_too_short() -> None:
