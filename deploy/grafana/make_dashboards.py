@@ -168,6 +168,18 @@ def visits() -> dict[str, Any]:
             ),
             lines("Finding a title", "s", {"{{kind}} p95": p(0.95, "toy_library_search_seconds", "kind")}),
             lines("Tools the model used", "reqps", {"{{tool}} {{outcome}}": rate("toy_tool_calls", "tool, outcome")}),
+            lines(
+                "Titles that could not be played",
+                "short",
+                {"{{reason}}": "sum by (reason) (increase(toy_media_refused_total[$__rate_interval]))"},
+                "name, network and size: somebody may be trying what must not be.",
+            ),
+            lines(
+                "Device messages that were not acted on",
+                "reqps",
+                {"{{result}}": rate("toy_device_messages", "result", 'result!~"sent|received"')},
+                "Told at the 1st, 2nd, 4th … of a visit and at its end. flooded: a device that sends without a pause.",
+            ),
             lines("Control words", "reqps", {"{{control}}": rate("toy_control_words", "control")}),
         ],
     )

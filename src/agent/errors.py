@@ -86,7 +86,15 @@ class AllProvidersFailed(Unavailable):
 
 
 class MediaError(ToyError):
-    """A sound file or stream cannot be used; the message says which and why."""
+    """A sound file or stream cannot be used; the message says which and why.
+
+    `reason` is for counting: `name` (leads out of its folder), `network` (leads where it must not), `size` (too large,
+    too long, or a bomb), `missing`, `away` (the server failed again and again) or `broken`.
+    """
+
+    def __init__(self, message: str = "", reason: str = "broken") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class LibraryError(ToyError):

@@ -21,9 +21,11 @@ from agent.device.link import DeviceLink
 from agent.library import catalogue
 from agent.library.ranking import Answer
 from agent.library.services import LibraryService, ServiceCache
+from agent.library.titles import Title
 from agent.settings import Settings
 from agent.speaker.player_types import Hold
 from agent.speaker.speaker import Speaker
+from agent.telemetry.meter import meter
 from sandbox.processes import REPO
 
 SAMPLE = REPO / "sample"
@@ -197,6 +199,20 @@ async def searching(visit: Visit, work: Any) -> asyncio.Task[Any]:
     task = asyncio.ensure_future(work)
     await asyncio.wait_for(visit.gate.asked.wait(), DEADLINE)
     return task
+
+
+@pytest.mark.parametrize(("filename", "reason"), [("../secret.mp3", "name"), ("nothing.mp3", "missing")])
+async def test_a_title_that_may_not_or_cannot_be_opened_is_counted(visit: Visit, filename: str, reason: str) -> None:
+    records: list[Any] = []
+    meter.use(records.append)
+    try:
+        visit.playback.start([Title(7, "music", "Twinkle", "English", filename=filename)])
+        await visit.hear()
+        await visit.settle()
+    finally:
+        meter.use(None)
+    counted = [record for record in records if record[1] == "toy_media_refused"]
+    assert counted == [["c", "toy_media_refused", {"reason": reason}, 1]]
 
 
 @pytest.mark.parametrize("who", ["parent", "model", "room"])

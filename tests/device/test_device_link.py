@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from agent.device import link as link_module
 from agent.device import messages as m
 from agent.device.calls import Answered, NoAnswer
 from agent.device.link import BURST, MAX_QUEUED, MAX_RUNNING, DeviceLink
+from agent.telemetry.meter import meter
 from sandbox.device import Device
 from sandbox.livekit_server import LiveKitServer
 
@@ -299,6 +301,31 @@ async def test_what_is_ignored_is_counted_by_reason(room: MemoryRoom, link: Devi
         "ignored_unknown_function": 1,
         "ignored_too_large": 1,
     }
+
+
+async def test_messages_are_counted_for_the_operator_as_seldom_as_told(room: MemoryRoom, clock: Clock) -> None:
+    records: list[Any] = []
+    meter.use(records.append)
+    try:
+        link = DeviceLink(room, ME, clock=clock)
+        link.start()
+        for _ in range(1000):
+            room.receive({"type": "agent_ready"})
+        room.receive(b"\xff", sender="parent")
+        link.send(m.user_input_transcribed("hello", is_final=True, language=None))
+        before_end = len(records)
+        await link.aclose()
+        await link.aclose()
+    finally:
+        meter.use(None)
+    told: Counter[str] = Counter()
+    for kind, name, labels, amount in records:
+        assert (kind, name) == ("c", "toy_device_messages")
+        told[labels["result"]] += amount
+    assert told == link.counts
+    assert told["flooded"] > 800
+    assert told["ignored_alien_sender"] == told["sent"] == 1
+    assert before_end <= 12
 
 
 async def test_a_flood_is_cut_off_but_the_button_still_works(room: MemoryRoom, link: DeviceLink, clock: Clock) -> None:

@@ -65,8 +65,9 @@ async def test_a_remote_name_that_leads_inside_is_refused_without_retries(addres
         base = f"http://media.example.org:{server.port}"
         http = MediaHttp(base, resolver=names)
         async with reading(f"{base}/x", http) as reader:
-            with pytest.raises(MediaError, match="private network"):
+            with pytest.raises(MediaError, match="private network") as refused:
                 await reader.all()
+            assert refused.value.reason == "network"
         await http.warm()
         await http.aclose()
         assert server.asked == []
@@ -95,8 +96,9 @@ async def test_a_redirect_elsewhere_is_refused(target: str) -> None:
         server.redirects["/song"] = target.format(port=server.port)
         http = MediaHttp(server.url)
         async with reading(f"{server.url}/song", http) as reader:
-            with pytest.raises(MediaError, match="redirects"):
+            with pytest.raises(MediaError, match="redirects") as refused:
                 await reader.all()
+            assert refused.value.reason == "network"
         await http.aclose()
         assert len(server.asked) == 1
 

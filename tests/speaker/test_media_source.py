@@ -279,8 +279,9 @@ async def test_a_zip_bomb_of_audio_is_cut_off(server: MediaServer, http: MediaHt
     limits = MediaLimits(max_ratio=100)
     async with reading(f"{server.url}/bomb", http, limits=limits) as reader:
         assert reader.source is not None
-        with pytest.raises(MediaError, match="unpacks"):
+        with pytest.raises(MediaError, match="unpacks") as refused:
             await reader.read(1 << 30, step=4800)
+        assert refused.value.reason == "size"
         assert reader.source.most_buffered < 5 * SAMPLE_RATE
 
 

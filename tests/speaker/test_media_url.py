@@ -43,14 +43,16 @@ def test_a_title_has_one_quoted_address(title: Title, path: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("base", [BASE, None])
 def test_a_name_that_leads_astray_is_refused(filename: str, base: str | None) -> None:
-    with pytest.raises(MediaError):
+    with pytest.raises(MediaError) as refused:
         locate(song(filename), base_url=base, catalogue_dir=Path("/srv"))
+    assert refused.value.reason == ("name" if filename else "missing")
 
 
 @pytest.mark.parametrize("section", ["", "..", "a/b", "/", "\0"])
 def test_a_section_that_leads_astray_is_refused(section: str) -> None:
-    with pytest.raises(MediaError):
+    with pytest.raises(MediaError) as refused:
         locate(song("x.mp3", section), base_url=BASE, catalogue_dir=None)
+    assert refused.value.reason == "name"
 
 
 def test_what_has_no_place_is_refused() -> None:

@@ -403,6 +403,7 @@ class Playback:
 
     def problem(self, title: Title, error: MediaError) -> None:
         """It cannot be played, or not to its end; the next one plays, and this is said."""
+        meter.count("toy_media_refused", reason=error.reason)
         log.warning("title cannot be played", kind=title.kind, title_id=title.id, error=str(error))
         self._failures += 1
         self._history = [*self._history, title.id][-HISTORY_MAX:]

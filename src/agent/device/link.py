@@ -13,6 +13,7 @@ import structlog
 
 from agent.device.calls import DeviceCalls
 from agent.device.messages import AbortPlayback, DeviceAnswer, Ignored, Incoming, Outgoing, PlayMusic, PlayStory, parse
+from agent.telemetry.meter import meter
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +88,7 @@ class DeviceLink:
         calls: DeviceCalls | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
         self.calls = calls or DeviceCalls(self.publish)
         self._room = room
         self._identity = identity
@@ -154,6 +156,8 @@ class DeviceLink:
         await asyncio.gather(*left, return_exceptions=True)
         while self._queue:
             self._drop(*self._queue.popleft())
+        for what in self.counts:
+            self._tell(what)
 
     # --- sending
 
@@ -269,4 +273,13 @@ class DeviceLink:
         """Counts, and gives the 1st, 2nd, 4th, 8th … count, else 0: a flood of messages is not a flood of lines."""
         self.counts[what] += 1
         count = self.counts[what]
-        return count if count & (count - 1) == 0 else 0
+        if count & (count - 1):
+            return 0
+        self._tell(what)
+        return count
+
+    def _tell(self, what: str) -> None:
+        # As seldom as lines: a flood of messages is not a flood of records either.
+        if new := self.counts[what] - self._told[what]:
+            meter.count("toy_device_messages", new, result=what)
+            self._told[what] += new

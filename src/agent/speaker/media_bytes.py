@@ -78,7 +78,7 @@ class DiskBytes:
         self._size = os.fstat(self._descriptor).st_size
         if self._size > limits.max_bytes:
             os.close(self._descriptor)
-            raise MediaError("the file is too large")
+            raise MediaError("the file is too large", "size")
 
     @property
     def size(self) -> int | None:
@@ -206,7 +206,7 @@ class HttpBytes:
                     self.retries += 1
                     late = self._head.end == 0 and self._loop.time() - begun > self._limits.start
                     if late or failures >= self._limits.attempts or self.retries >= self._limits.total_attempts:
-                        raise MediaError(f"the source is broken: {error}") from error
+                        raise MediaError(f"the source is broken: {error}", "away") from error
                     pause = min(self._limits.backoff * 2 ** (failures - 1), self._limits.max_backoff)
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))
         except MediaError as error:
@@ -252,7 +252,7 @@ class HttpBytes:
         self.requests += 1
         async with self._http.get(self._url, position, end, self._tag) as part:
             if part.size is not None and part.size > self._limits.max_bytes:
-                raise MediaError("the file is too large")
+                raise MediaError("the file is too large", "size")
             with self._changed:
                 self._tag = self._tag or part.tag
                 self._size = part.size if part.size is not None else self._size
@@ -272,7 +272,7 @@ class HttpBytes:
                 break
             start, at = at, at + len(chunk)
             if at > self._limits.max_bytes:
-                raise MediaError("the file does not end")
+                raise MediaError("the file does not end", "size")
             if at > position:
                 self._store(position, chunk[max(position - start, 0) :])
                 position = at

@@ -99,7 +99,7 @@ class Resampler:
         """The samples that are ready after `frame`; None flushes. Raises MediaError for an absurd format."""
         if frame is not None:
             if not 4_000 <= frame.sample_rate <= 384_000 or not 1 <= frame.layout.nb_channels <= 8:
-                raise MediaError("the sound has an absurd sampling rate or number of channels")
+                raise MediaError("the sound has an absurd sampling rate or number of channels", "size")
             shape = (frame.sample_rate, frame.layout.name, frame.format.name)
             if shape != self._shape:
                 yield from self.feed(None)

@@ -72,7 +72,7 @@ class PublicResolver(AbstractResolver):
         """The host's addresses. Raises MediaError when one of them is not public: such an answer is not trusted."""
         found = await self._inner.resolve(host, port, family)
         if not all(is_public(entry["host"]) for entry in found):
-            raise MediaError("the media server's name leads into a private network")
+            raise MediaError("the media server's name leads into a private network", "network")
         return found
 
     async def close(self) -> None:
@@ -184,21 +184,21 @@ class MediaHttp:
             try:
                 url = url.join(URL(target))
             except ValueError:
-                raise MediaError("the media server redirects to no address") from None
+                raise MediaError("the media server redirects to no address", "network") from None
             self._check_host(url, empty=not target)
-        raise MediaError("the media server redirects in circles")
+        raise MediaError("the media server redirects in circles", "network")
 
     def _check_host(self, url: URL, *, empty: bool) -> None:
         secure_upgrade = self._base.scheme == "http" and url.scheme == "https" and url.port == 443
         same_port = url.port == self._base.port and url.scheme == self._base.scheme
         if empty or url.host != self._base.host or not (same_port or secure_upgrade) or url.user is not None:
-            raise MediaError("the media server redirects to another host")
+            raise MediaError("the media server redirects to another host", "network")
 
     @staticmethod
     def _part(response: aiohttp.ClientResponse, start: int, tag: str | None) -> Part:
         status = response.status
         if status in _GONE:
-            raise MediaError(f"the media server has no such file ({status})")
+            raise MediaError(f"the media server has no such file ({status})", "missing")
         if status == 416:
             raise BeyondEnd("the file is shorter than it was")
         if status not in {200, 206}:

@@ -339,10 +339,10 @@ class MediaSource:
         samples = samples[skip:]
         self._produced += len(samples)
         if self._first + self._produced > self._limits.max_seconds * SAMPLE_RATE:
-            raise MediaError("the recording is too long")
+            raise MediaError("the recording is too long", "size")
         decoded = self._produced * 2
         if self._produced > 60 * SAMPLE_RATE and decoded > self._limits.max_ratio * max(source.bytes_read, 1):
-            raise MediaError("the file unpacks to far more than it is")
+            raise MediaError("the file unpacks to far more than it is", "size")
         with self._changed:
             while self._buffered >= _CAPACITY and not self._closed:
                 self._changed.wait()

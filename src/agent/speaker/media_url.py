@@ -67,10 +67,10 @@ class FileLocation:
             if path.exists():
                 break
         else:
-            raise MediaError("no such file in the catalogue")
+            raise MediaError("no such file in the catalogue", "missing")
         real = path.resolve()
         if not real.is_relative_to(root):
-            raise MediaError("the file is a link that leaves the catalogue")
+            raise MediaError("the file is a link that leaves the catalogue", "name")
         return real
 
 
@@ -96,16 +96,16 @@ def locate(title: Playable, *, base_url: str | None, catalogue_dir: Path | None)
 
 def _path(filename: str) -> tuple[str, ...]:
     if not filename:
-        raise MediaError("the title has no file")
+        raise MediaError("the title has no file", "missing")
     if len(filename.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
-        raise MediaError("the file's name is too long")
+        raise MediaError("the file's name is too long", "name")
     return tuple(_component(part) for part in filename.split("/"))
 
 
 def _component(name: str) -> str:
     """One folder or file name, or MediaError when it is anything more."""
     if name in {"", ".", ".."} or name != name.strip() or "/" in name or "\\" in name:
-        raise MediaError("the file's name leaves its folder")
+        raise MediaError("the file's name leaves its folder", "name")
     if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
-        raise MediaError("the file's name has control characters")
+        raise MediaError("the file's name has control characters", "name")
     return name

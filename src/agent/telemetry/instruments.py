@@ -150,6 +150,21 @@ _ALL: Final = (
         "And ended. reason: ended, stopped, skipped, broken or closed.",
         ("kind", "reason"),
     ),
+    Instrument(
+        "toy_media_refused",
+        "counter",
+        "Titles that could not be played. reason: name (it leads out of its folder), network (an address that is not "
+        "allowed), size (too large, too long, or a bomb), missing, away or broken.",
+        ("reason",),
+        known=(("name",), ("network",), ("size",), ("missing",), ("away",), ("broken",)),
+    ),
+    Instrument(
+        "toy_device_messages",
+        "counter",
+        "Messages of the data channel. result: sent, received, or why not: ignored_… (what was wrong with it), "
+        "flooded, busy, doubled_abort, handler_failed, dropped or send_failed.",
+        ("result",),
+    ),
     Instrument("toy_control_words", "counter", "Spoken control words that were obeyed.", ("control",)),
     Instrument(
         "toy_tool_calls",
