@@ -9,12 +9,12 @@ COPY requirements.lock ./
 RUN /app/venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY src ./src
-RUN /app/venv/bin/pip install --no-cache-dir --no-deps .
+RUN /app/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 # The model is built with packages that serving does not need: they stay in this stage.
 COPY requirements-dev.lock ./
 RUN python -m venv /build/models-venv \
     && /build/models-venv/bin/pip install --no-cache-dir --require-hashes -r requirements-dev.lock \
-    && /build/models-venv/bin/pip install --no-cache-dir --no-deps . \
+    && /build/models-venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && MODEL_DIR=/app/models /build/models-venv/bin/python -m agent download-files
 
 FROM python:3.11-slim

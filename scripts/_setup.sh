@@ -54,7 +54,7 @@ make_environment() {
     fi
     install --require-hashes -r "$ROOT/requirements-dev.lock" ||
         fail "The packages of requirements-dev.lock could not be installed; what is above says why. Run it again when that is mended."
-    install --no-deps -e "$ROOT" || fail "The project itself could not be installed into $ROOT/.venv."
+    install --no-deps --no-build-isolation -e "$ROOT" || fail "The project itself could not be installed into $ROOT/.venv."
 }
 
 set_up() {

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 from kubernetes_schema import SCHEMAS
+from packaging.requirements import Requirement
 
 from agent.cli import main
 from agent.health import (
@@ -239,7 +241,7 @@ def test_the_image_is_locked_and_runs_without_root(paths: set[str]) -> None:
     installs = [part for name, rest in steps if name == "RUN" for part in rest.split("&&") if "pip install" in part]
     assert installs
     for install in installs:
-        assert "--require-hashes" in install or "--no-deps" in install, install
+        assert "--require-hashes" in install or "--no-deps --no-build-isolation" in install, install
     for name, rest in steps:
         if name == "COPY" and "--from=" not in rest:
             *sources, _ = shlex.split(rest)
@@ -268,6 +270,20 @@ def test_every_locked_package_has_its_hashes(lock: str) -> None:
     for package in packages:
         assert re.match(r"^[a-z0-9][a-z0-9._-]*==\S+ ", package), package[:80]
         assert "--hash=sha256:" in package, package[:80]
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_package_is_built_with_what_is_locked(lock: str) -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    wanted = [Requirement(line) for line in project["build-system"]["requires"]]
+    assert project["project"]["optional-dependencies"]["build"] == project["build-system"]["requires"]
+    locked = dict(re.findall(r"(?m)^([a-z0-9._-]+)==(\S+)", (REPO / lock).read_text()))
+    for requirement in wanted:
+        assert requirement.specifier.contains(locked[requirement.name])
+    for told in ("README.md", "Dockerfile", "scripts/_setup.sh"):
+        builds = [line for line in (REPO / told).read_text().splitlines() if "--no-deps" in line]
+        assert builds
+        assert all("--no-deps --no-build-isolation" in line for line in builds), told
 
 
 def test_every_command_that_is_told_exists(capsys: pytest.CaptureFixture[str]) -> None:
