@@ -294,7 +294,7 @@ class Settings(BaseSettings):
 
     # Telemetry
     metrics: bool = Field(default=True, examples=["true"])
-    """Count and time what visits do, for `/metrics` and `/stats`."""
+    """Count and time what visits do, for `/metrics` and `/stats`. Costs are kept all the same, for budgets."""
     otel_exporter_otlp_endpoint: HttpUrl = Field(default=None, examples=["http://collector:4318"])
     """OpenTelemetry collector (OTLP over HTTP) that gets a trace of each visit. Empty: none."""
     prices: Prices = Field(

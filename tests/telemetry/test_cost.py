@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -25,10 +28,13 @@ from agent.telemetry.cost import (
     spent_on,
 )
 from agent.telemetry.hub import MetricsHub
+from agent.telemetry.meter import meter
+from agent.telemetry.worker_telemetry import open_hub
 from damage_support import damage_table
 from sandbox.processes import REPO
 
 NOW = 1_800_000_000.0
+USE = ["u", "2027-01-15", "dev-a", {"service": "llm", "model": "writer"}, 7]
 TABLE = {
     "writer": Price(input=2.0, cached_input=0.5, output=8.0),
     "ear": Price(minute=0.006),
@@ -168,6 +174,31 @@ async def test_the_books_add_up_over_visits_and_survive_the_worker(tmp_path: Pat
     async with MetricsHub(tmp_path / "run") as hub, CostLedger(path, hub, wall=lambda: NOW + 500 * 86400):
         pass
     assert read_costs(path, days=10_000, wall=lambda: NOW) == []
+
+
+async def test_the_books_are_kept_though_nothing_else_is_measured(tmp_path: Path) -> None:
+    settings = _settings(state_dir=tmp_path, metrics=False, budget_per_day=15)
+
+    async def show(_: MetricsHub) -> None:
+        """The worker's own gauges are not looked at here."""
+
+    async with AsyncExitStack() as stack:
+        hub = await open_hub(stack, settings, roles=dict, show=show)
+        UsageMeter(settings, "dev-a", wall=lambda: NOW).use(Usage("llm", "writer", input_tokens=10))
+        meter.send(["v", "job-1"])
+        meter.count("toy_control_words", control="stop")
+        # A process of its own finds the worker by its environment.
+        script = (
+            f"from agent.telemetry.meter import meter; meter.send(['v', 'j']); meter.send({USE!r}); meter.drain(10)"
+        )
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+        assert await other.wait() == 0
+        samples = await until(hub, lambda found: total(found, "toy_metric_records_total", result="taken") >= 2)
+        assert total(samples, "toy_visits_started_total") == total(samples, "toy_control_words_total") == 0
+        assert total(samples, "toy_metric_records_total") == 2
+    later = UsageMeter(settings, "dev-a", wall=lambda: NOW)
+    await later.load_earlier()
+    assert later.budget.exhausted == "day"
 
 
 async def test_a_folder_of_any_name_has_books(tmp_path: Path) -> None:

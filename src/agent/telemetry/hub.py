@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from agent.state import private_dir
 from agent.telemetry.instruments import INSTRUMENTS, Instrument
-from agent.telemetry.meter import SOCKET_VARIABLE, Record, meter
+from agent.telemetry.meter import SOCKET_VARIABLE, USAGE_ONLY_VARIABLE, Record, meter
 
 log = structlog.get_logger(__name__)
 
@@ -44,11 +44,13 @@ UsageSink = Callable[[Record], None]
 class MetricsHub:
     """Metrics of one worker. An async context manager: inside it, processes started afterwards find it.
 
-    `folder` holds its socket. `sources` are asked for gauges at each scrape. `on_usage` hears of each usage record.
+        `folder` holds its socket. `sources` are asked for gauges at each scrape.
+    XX hears of each usage record.
     """
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, *, usage_only: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
+        self._usage_only = usage_only
         self._clock = clock
         self._lock = threading.RLock()
         self._scrape = asyncio.Lock()
@@ -110,6 +112,8 @@ class MetricsHub:
             self._release()
             raise
         os.environ[SOCKET_VARIABLE] = address
+        if self._usage_only:
+            os.environ[USAGE_ONLY_VARIABLE] = "1"
         meter.use(self.take)
         return self
 
@@ -118,6 +122,7 @@ class MetricsHub:
     ) -> None:
         meter.use(None)
         os.environ.pop(SOCKET_VARIABLE, None)
+        os.environ.pop(USAGE_ONLY_VARIABLE, None)
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):

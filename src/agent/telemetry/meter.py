@@ -18,6 +18,8 @@ from typing import Any, Final
 
 SOCKET_VARIABLE: Final = "TOY_METRICS_SOCKET"
 """Environment variable by which the worker tells its processes where to send records."""
+USAGE_ONLY_VARIABLE: Final = "TOY_METRICS_USAGE_ONLY"
+"""Set where nothing but usage is to be told: budgets need it though nobody measures."""
 _KEPT: Final = 10_000
 _RETRY_S: Final = 1.0
 
@@ -58,6 +60,8 @@ class Meter:
 
     def send(self, record: Record) -> None:
         """Hand one record to the worker. Never blocks, never raises for a worker that is gone."""
+        if record[0] != "u" and os.environ.get(USAGE_ONLY_VARIABLE):
+            return
         sink = self._sink
         if sink is not None:
             sink(record)

@@ -41,14 +41,14 @@ async def open_hub(
     """Start measuring; ends with `stack`. `roles` and `show` tell of the processes and the worker's own gauges.
 
     Call it before processes are started: they find it by an environment variable. With METRICS off only the worker's
-    own gauges are shown.
+    own gauges and costs are shown; the books are kept all the same, for budgets.
     """
-    hub = MetricsHub(settings.state_dir.absolute() / "run")
+    hub = MetricsHub(settings.state_dir.absolute() / "run", usage_only=not settings.metrics)
     hub.sources += [show, ProcessGauges(roles)]
-    if not settings.metrics:
-        return hub
     await stack.enter_async_context(hub)
     await stack.enter_async_context(CostLedger(cost_path(settings), hub))
+    if not settings.metrics:
+        return hub
     probe = LagProbe("worker")
     stack.callback(probe.stop)
     probe.start()
