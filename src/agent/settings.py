@@ -17,6 +17,7 @@ from agent.errors import SettingsError
 from agent.prices import LIST_PRICES, Price, parse_prices
 from agent.values import rollout_bucket
 
+OPENAI_URL: Final = "https://api.openai.com/v1"
 _ALIKE: Final = 0.85
 """How much a name must be like a setting's to be taken for it misspelt (difflib's ratio)."""
 
@@ -227,17 +228,23 @@ class Settings(BaseSettings):
     conversation_mode: Literal["pipeline", "realtime"] = Field(default="pipeline", examples=["pipeline"])
     """Speech-to-text, model and voice one after the other, or OpenAI Realtime."""
     openai_api_key: Secret = Field(default=None, examples=["sk-…"])
-    """Key for speech-to-text, language model and voice from OpenAI or a compatible server."""
+    """OpenAI's key; it is sent to OpenAI alone, and other servers have keys of their own."""
     llm_base_url: HttpUrl = Field(default=None, examples=["http://ollama:11434/v1"])
     """OpenAI-compatible server of the language model."""
+    llm_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key of that server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
     llm_model: str = Field(default="gpt-4.1-mini", min_length=1, examples=["gpt-4.1-mini"])
     """Language model."""
     stt_base_url: HttpUrl = Field(default=None, examples=["http://whisper:8000/v1"])
     """OpenAI-compatible server of speech-to-text."""
+    stt_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key of that server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
     stt_model: str = Field(default="gpt-4o-mini-transcribe", min_length=1, examples=["gpt-4o-mini-transcribe"])
     """Speech-to-text model."""
     tts_base_url: HttpUrl = Field(default=None, examples=["http://kokoro:8880/v1"])
     """OpenAI-compatible server of the voice."""
+    tts_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key of that server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
     tts_model: str = Field(default="gpt-4o-mini-tts", min_length=1, examples=["gpt-4o-mini-tts"])
     """Voice model where the device names none."""
     tts_voice: str = Field(default="nova", min_length=1, examples=["nova"])
@@ -250,12 +257,22 @@ class Settings(BaseSettings):
     """ElevenLabs model where the device names none."""
     realtime_base_url: HttpUrl = Field(default=None, examples=["https://api.openai.com/v1"])
     """Address of the Realtime API."""
+    realtime_api_key: Secret = Field(default=None, examples=["a key"])
+    """Key of that server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
     realtime_model: str = Field(default="gpt-realtime", min_length=1, examples=["gpt-realtime"])
     """Model of the realtime mode."""
     fallback_openai_base_url: HttpUrl = Field(default=None, examples=["http://standby:8000/v1"])
-    """A second OpenAI-compatible server that takes over when a provider fails."""
+    """A second OpenAI-compatible server that takes over when a provider fails; not in realtime mode."""
     fallback_openai_api_key: Secret = Field(default=None, examples=["a key"])
-    """Key of the second server."""
+    """Key of the second server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
+    fallback_stt_model: str = Field(default="", examples=["Systran/faster-whisper-small"])
+    """What the second server calls its speech-to-text model; empty: `STT_MODEL`."""
+    fallback_llm_model: str = Field(default="", examples=["llama3.2"])
+    """What it calls its language model; empty: `LLM_MODEL`."""
+    fallback_tts_model: str = Field(default="", examples=["kokoro"])
+    """What it calls its voice model; empty: the first server's, by the device or `TTS_MODEL`."""
+    fallback_tts_voice: str = Field(default="", examples=["af_heart"])
+    """What it calls its voice; empty: the first server's, by the device or `TTS_VOICE`."""
     prompt_token_budget: int = Field(default=1500, ge=100, le=100000, examples=["1500"])
     """A warning names prompts longer than this many tokens (estimated)."""
     aec_warmup: float = Field(default=0.0, ge=0, le=10, examples=["3"])
@@ -316,6 +333,16 @@ class Settings(BaseSettings):
     """Let names, words and MAC addresses into the log."""
     device_salt: SecretStr = Field(default=SecretStr("toy"), examples=["a long random text"])
     """Key of the hash that stands for a device in logs and metrics."""
+
+    def key_for(self, base_url: str | None, own: SecretStr | None) -> str | None:
+        """The key for an OpenAI-compatible server: its own, else OPENAI_API_KEY where the server is OpenAI's.
+
+        `base_url` None is OpenAI's address.
+        """
+        key = own
+        if key is None and f".{urlsplit(base_url or OPENAI_URL).hostname}".endswith(".openai.com"):
+            key = self.openai_api_key
+        return key.get_secret_value() if key is not None else None
 
     @property
     def models_path(self) -> Path:

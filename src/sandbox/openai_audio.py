@@ -8,6 +8,7 @@ import io
 import json
 import time
 import wave
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiohttp import web
 
 from sandbox.faults import Behaviour, Cut, Stream
 from sandbox.hearing import Hearing, Samples, loud, read_wav
-from sandbox.openai_chat import bad_request, check_bearer, read_json
+from sandbox.openai_chat import bad_request, check_bearer, check_model, read_json
 from sandbox.replies import tokens
 from sandbox.voices import RATE, Voice, hum
 
@@ -44,8 +45,14 @@ class TranscriptionApi:
     """
 
     def __init__(
-        self, *, hearing: Hearing | None = None, answers: list[str] | None = None, key: str | None = None
+        self,
+        *,
+        hearing: Hearing | None = None,
+        answers: list[str] | None = None,
+        key: str | None = None,
+        models: Collection[str] | None = None,
     ) -> None:
+        self.models = models
         self.hearing = hearing
         self.answers = list(answers or [])
         self.behaviour = Behaviour()
@@ -71,6 +78,7 @@ class TranscriptionApi:
         model = form.get("model")
         if not isinstance(upload, web.FileField) or not isinstance(model, str):
             raise bad_request("file and model are needed")
+        check_model(model, self.models)
         try:
             samples, rate = read_wav(upload.file.read())
         except ValueError as error:
@@ -135,8 +143,11 @@ class Spoken:
 class SpeechApi:
     """`POST /v1/audio/speech` in pcm (24 kHz) and wav, plain or as server-sent events."""
 
-    def __init__(self, voice: Voice | None = None, *, key: str | None = None) -> None:
+    def __init__(
+        self, voice: Voice | None = None, *, key: str | None = None, models: Collection[str] | None = None
+    ) -> None:
         self.voice = voice or hum()
+        self.models = models
         self.behaviour = Behaviour()
         self.calls: list[Spoken] = []
         self.key = key
@@ -151,6 +162,7 @@ class SpeechApi:
         text, kind = body.get("input"), body.get("response_format", "mp3")
         if not isinstance(text, str) or not text.strip():
             raise bad_request("input is empty")
+        check_model(str(body.get("model", "")), self.models)
         if kind not in {"pcm", "wav"}:
             raise bad_request(f"this server speaks pcm and wav, not {kind}")
         call = Spoken(time.monotonic(), text, str(body.get("voice", "")), str(body.get("model", "")), kind)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,11 @@ class ChatApi:
     as OpenAI counts it: the longest prefix shared with an earlier request, from 1,024 tokens on, in steps of 128.
     """
 
-    def __init__(self, script: Script | None = None, *, key: str | None = None) -> None:
+    def __init__(
+        self, script: Script | None = None, *, key: str | None = None, models: Collection[str] | None = None
+    ) -> None:
         self.script: Script = script or Rules()
+        self.models = models
         self.behaviour = Behaviour()
         self.calls: list[ChatCall] = []
         self.key = key
@@ -66,6 +70,7 @@ class ChatApi:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not isinstance(body.get("model"), str):
             raise bad_request("model and messages are needed")
+        check_model(body["model"], self.models)
         chat = ChatRequest(
             tuple(messages), tuple(t["function"]["name"] for t in body.get("tools") or ()), body["model"], body
         )
@@ -189,6 +194,13 @@ def check_bearer(request: web.Request, key: str | None) -> None:
     sent = request.headers.get("Authorization", "")
     if not sent.startswith("Bearer ") or (key is not None and sent != f"Bearer {key}"):
         raise unauthorised()
+
+
+def check_model(model: str, known: Collection[str] | None) -> None:
+    """Raise 404 for a model the server does not have; None has all."""
+    if known is not None and model not in known:
+        error = {"message": f"The model `{model}` does not exist", "type": "invalid_request_error"}
+        raise web.HTTPNotFound(text=json.dumps({"error": error}), content_type="application/json")
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 from aiohttp import web
@@ -29,7 +29,8 @@ class ProviderServer:
     """OpenAI, ElevenLabs and Mem0 on one port of 127.0.0.1.
 
     `sentences` builds the recogniser's grammar; `answers` are fixed transcripts instead. `voice` speaks for all three
-    voices (default: each hums its own note). `connections` counts those that carried a request.
+    voices (default: each hums its own note). `models` are all that OpenAI's three services have (None: any).
+    `connections` counts those that carried a request.
 
     Control: `GET /_control` shows every service's state, `POST /_control/{service}` sets delays and faults (see
     `Behaviour.update`), `PUT /_control/script` the replies, `GET /_control/calls` what the model, the recogniser and
@@ -45,11 +46,12 @@ class ProviderServer:
         voice: Voice | None = None,
         port: int = 0,
         key: str | None = None,
+        models: Collection[str] | None = None,
     ) -> None:
         self._hearing = Hearing(sentences) if sentences and not answers else None
-        self.chat = ChatApi(script, key=key)
-        self.transcription = TranscriptionApi(hearing=self._hearing, answers=list(answers), key=key)
-        self.speech = SpeechApi(voice, key=key)
+        self.chat = ChatApi(script, key=key, models=models)
+        self.transcription = TranscriptionApi(hearing=self._hearing, answers=list(answers), key=key, models=models)
+        self.speech = SpeechApi(voice, key=key, models=models)
         self.realtime = RealtimeApi(self.transcription, script, voice, key=key)
         self.elevenlabs = ElevenLabsApi(voice, key=key)
         self.mem0 = Mem0Api(key=key)

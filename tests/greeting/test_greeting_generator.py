@@ -152,7 +152,7 @@ async def test_openai_is_asked_for_samples_in_the_scripts_voice(tmp_path: Path) 
         return web.Response(body=SOUND)
 
     async with served(speak) as url:
-        make = Command(tmp_path, tts_base_url=url, openai_api_key="sk-test", tts_model="gpt-4o-mini-tts")
+        make = Command(tmp_path, tts_base_url=url, tts_api_key="sk-test", tts_model="gpt-4o-mini-tts")
         assert await asyncio.to_thread(make, "make", "--maker", "openai") == 0
     body = {"model": "gpt-4o-mini-tts", "response_format": "pcm"}
     assert sorted(asked, key=lambda item: str(item[2]["voice"])) == [
@@ -236,7 +236,7 @@ async def test_a_refused_key_stops_the_run_and_is_never_shown(tmp_path: Path) ->
         return web.Response(status=401, text="sk-very-secret is wrong")
 
     async with served(refuse) as url:
-        make = Command(tmp_path, tts_base_url=url, openai_api_key="sk-very-secret")
+        make = Command(tmp_path, tts_base_url=url, tts_api_key="sk-very-secret")
         assert await asyncio.to_thread(make, "make", "--maker", "openai") == 1
     assert asked < 30
     assert "0 made, 0 up to date, 30 failed" in make.output

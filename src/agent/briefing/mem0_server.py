@@ -24,7 +24,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from agent.briefing.mem0_process import mem0_socket
-from agent.settings import Settings
+from agent.settings import OPENAI_URL, Settings
 from agent.state import StateDatabase, private_dir
 
 _log = structlog.get_logger(__name__)
@@ -98,8 +98,8 @@ def build_memory(settings: Settings, embedder: TextEmbedder) -> Any:
     from mem0.memory.main import AsyncMemory
     from qdrant_client import QdrantClient
 
-    key = _secret(settings.openai_api_key) or "none"
-    base_url = settings.llm_base_url or "https://api.openai.com/v1"
+    key = settings.key_for(settings.llm_base_url, settings.llm_api_key) or "none"
+    base_url = settings.llm_base_url or OPENAI_URL
     # A dimension in the name: vectors of another model can never be compared with these.
     store: dict[str, Any] = {
         "collection_name": f"{COLLECTION}_{embedder.dimension}",

@@ -29,9 +29,8 @@ from agent.conversation.standby import Lineup
 from agent.conversation.transcriber import Transcriber
 from agent.conversation.voice import SteadyTTS
 from agent.errors import AllProvidersFailed
-from agent.settings import Settings
+from agent.settings import OPENAI_URL, Settings
 
-OPENAI_URL: Final = "https://api.openai.com/v1"
 NO_KEY: Final = "none"
 """Sent where a server of one's own needs no key: the clients insist on one."""
 SOCKETS: Final = 3
@@ -55,16 +54,17 @@ class Server:
 
 def missing_providers(settings: Settings) -> tuple[str, ...]:
     """What the conversation lacks, one line each: the part, and the variables that would help."""
-    key = _secret(settings.openai_api_key)
     if settings.conversation_mode == "realtime":
-        return () if key or settings.realtime_base_url else ("realtime: set OPENAI_API_KEY or REALTIME_BASE_URL",)
-    spare = key or settings.fallback_openai_base_url
+        there = _server(settings, settings.realtime_base_url, settings.realtime_api_key)
+        return () if there else ("realtime: set OPENAI_API_KEY or REALTIME_BASE_URL",)
+    spare = settings.fallback_openai_base_url
     lacks = []
-    if not (spare or settings.stt_base_url):
+    if not (spare or _server(settings, settings.stt_base_url, settings.stt_api_key)):
         lacks.append("speech-to-text: set OPENAI_API_KEY or STT_BASE_URL")
-    if not (spare or settings.llm_base_url):
+    if not (spare or _server(settings, settings.llm_base_url, settings.llm_api_key)):
         lacks.append("language model: set OPENAI_API_KEY or LLM_BASE_URL")
-    if not (spare or settings.tts_base_url or settings.elevenlabs_base_url or _secret(settings.elevenlabs_api_key)):
+    spare = spare or settings.elevenlabs_base_url or _secret(settings.elevenlabs_api_key)
+    if not (spare or _server(settings, settings.tts_base_url, settings.tts_api_key)):
         lacks.append("voice: set OPENAI_API_KEY, TTS_BASE_URL or ELEVENLABS_API_KEY")
     return tuple(lacks)
 
@@ -87,14 +87,12 @@ class ProviderPlan:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        key = _secret(settings.openai_api_key)
-        self.llm = _servers(settings.llm_base_url, key)
-        self.stt = _servers(settings.stt_base_url, key)
-        self.tts = _servers(settings.tts_base_url, key)
-        self.realtime = _servers(settings.realtime_base_url, key)
-        self.fallback = _servers(settings.fallback_openai_base_url, _secret(settings.fallback_openai_api_key))
-        if settings.fallback_openai_base_url is None:
-            self.fallback = None
+        self.llm = _server(settings, settings.llm_base_url, settings.llm_api_key)
+        self.stt = _server(settings, settings.stt_base_url, settings.stt_api_key)
+        self.tts = _server(settings, settings.tts_base_url, settings.tts_api_key)
+        self.realtime = _server(settings, settings.realtime_base_url, settings.realtime_api_key)
+        spare = settings.fallback_openai_base_url
+        self.fallback = _server(settings, spare, settings.fallback_openai_api_key) if spare else None
         eleven_key = _secret(settings.elevenlabs_api_key)
         self.elevenlabs = (
             Server(settings.elevenlabs_base_url or elevenlabs.tts.API_BASE_URL_V1, eleven_key or NO_KEY)
@@ -104,6 +102,24 @@ class ProviderPlan:
         self.tls = httpx.create_ssl_context()
         self._http()
         _import_network()
+
+    def hearers(self) -> list[tuple[Server, str]]:
+        """Who transcribes, by which model, best first."""
+        model = self.settings.stt_model
+        return _distinct((self.stt, model), (self.fallback, self.settings.fallback_stt_model or model))
+
+    def thinkers(self) -> list[tuple[Server, str]]:
+        """Who answers, by which model, best first."""
+        model = self.settings.llm_model
+        return _distinct((self.llm, model), (self.fallback, self.settings.fallback_llm_model or model))
+
+    def speakers(self, *choices: tuple[str, str]) -> list[tuple[Server, str, str]]:
+        """Who speaks, as which voice of which model, best first; `choices` are the first server's, best first."""
+        voice, model = self.settings.fallback_tts_voice, self.settings.fallback_tts_model
+        return _distinct(
+            *((self.tts, *choice) for choice in choices),
+            *((self.fallback, voice or choice[0], model or choice[1]) for choice in choices),
+        )
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -248,24 +264,24 @@ class Providers:
     def _hearers(self, language: str | None) -> list[stt.STT[Any]]:
         return [
             openai_plugin.STT(
-                model=self._settings.stt_model,
+                model=model,
                 client=self._client(server),
                 language=language.split("-")[0].lower() if language else "",
                 detect_language=language is None,
                 use_realtime=False,
             )
-            for server in _distinct(self._plan.stt, self._plan.fallback)
+            for server, model in self._plan.hearers()
         ]
 
     def _thinkers(self) -> list[llm.LLM[Any]]:
         return [
             openai_plugin.LLM(
-                model=self._settings.llm_model,
+                model=model,
                 client=self._client(server),
                 # Other servers often refuse OpenAI's strict schemas.
                 _strict_tool_schema=server.url.startswith(OPENAI_URL),
             )
-            for server in _distinct(self._plan.llm, self._plan.fallback)
+            for server, model in self._plan.thinkers()
         ]
 
     def _speakers(self, voice: Voice | None, language: str | None) -> list[tts.TTS[Any]]:
@@ -282,9 +298,7 @@ class Providers:
                 known = voice.type in {"elevenlabs", "openai_tts"}
                 reason = "no key or base URL" if known else "this kind of voice is not served"
                 log.warning("device's voice is replaced by the default", voice_type=voice.type, reason=reason)
-        servers = _distinct(self._plan.tts, self._plan.fallback)
-        for server in servers:
-            own += [self._speaker(server, *choice) for choice in dict.fromkeys((wanted, default))]
+        own += [self._speaker(*choice) for choice in self._plan.speakers(wanted, default)]
         if self._plan.elevenlabs is not None and not (voice and voice.type == "elevenlabs"):
             own.append(self._eleven(self._plan.elevenlabs, None, None, language))
         return own
@@ -355,14 +369,15 @@ def _secret(value: SecretStr | None) -> str | None:
     return value.get_secret_value() if value is not None else None
 
 
-def _servers(url: str | None, key: str | None) -> Server | None:
+def _server(settings: Settings, url: str | None, own_key: SecretStr | None) -> Server | None:
+    key = settings.key_for(url, own_key)
     if url is None and key is None:
         return None
     return Server((url or OPENAI_URL).rstrip("/"), key or NO_KEY)
 
 
-def _distinct(*servers: Server | None) -> list[Server]:
-    return list(dict.fromkeys(server for server in servers if server is not None))
+def _distinct(*choices: Any) -> list[Any]:
+    return list(dict.fromkeys(choice for choice in choices if choice[0] is not None))
 
 
 async def _refuse_false_sound(response: httpx.Response) -> None:

@@ -43,19 +43,26 @@ def provider_checks(settings: Settings) -> list[Check]:
         return [
             Check("realtime", lambda: check_realtime(settings, plan.realtime), advice),
         ]
-    fallback = [
-        openai_check(f"standby {name}", plan.fallback, call)
-        for name, call in (
-            ("speech-to-text", lambda client: hear(client, settings)),
-            ("language model", lambda client: think(client, settings)),
-            ("voice", lambda client: speak(client, settings)),
-        )
-    ]
+    own = (settings.stt_model, settings.llm_model, settings.tts_model, settings.tts_voice)
+    spare = (
+        settings.fallback_stt_model,
+        settings.fallback_llm_model,
+        settings.fallback_tts_model,
+        settings.fallback_tts_voice,
+    )
+
+    def all_three(standby: str, servers: tuple[Server | None, ...], names: tuple[str, ...]) -> list[Check]:
+        hearing, thinking, speaking, voice = names
+        return [
+            openai_check(f"{standby}speech-to-text", servers[0], lambda client: hear(client, settings, hearing)),
+            openai_check(f"{standby}language model", servers[1], lambda client: think(client, thinking)),
+            openai_check(f"{standby}voice", servers[2], lambda client: speak(client, speaking, voice)),
+        ]
+
+    names = tuple(theirs or ours for theirs, ours in zip(spare, own, strict=True))
     return [
-        openai_check("speech-to-text", plan.stt, lambda client: hear(client, settings)),
-        openai_check("language model", plan.llm, lambda client: think(client, settings)),
-        openai_check("voice", plan.tts, lambda client: speak(client, settings)),
-        *(fallback if plan.fallback is not None else ()),
+        *all_three("", (plan.stt, plan.llm, plan.tts), own),
+        *(all_three("standby ", (plan.fallback,) * 3, names) if plan.fallback is not None else ()),
         Check("ElevenLabs", lambda: check_elevenlabs(settings, plan.elevenlabs), advice),
     ]
 
@@ -66,7 +73,7 @@ async def ask(server: Server, call: Call) -> Finding:
         try:
             return ok(await call(client))
         except openai.AuthenticationError:
-            return failed(f"{server.url} refuses the key", "set OPENAI_API_KEY (or FALLBACK_OPENAI_API_KEY) rightly")
+            return failed(f"{server.url} refuses the key", "set OPENAI_API_KEY, or the server's own …_API_KEY")
         except openai.RateLimitError:
             return failed(f"{server.url} refuses more calls", "see the account's limits and credit")
         except openai.NotFoundError:
@@ -78,7 +85,7 @@ async def ask(server: Server, call: Call) -> Finding:
             return failed(f"{server.url} cannot be reached: {why}", "see that the address is right and the server runs")
 
 
-async def hear(client: openai.AsyncClient, settings: Settings) -> str:
+async def hear(client: openai.AsyncClient, settings: Settings, model: str) -> str:
     """Have a recorded greeting's first seconds, or a hum, transcribed."""
     bank = GreetingBank.load(settings.greetings_dir)
     spoken = next((recording.pcm for recording in bank.recordings if recording.purpose == "greeting"), None)
@@ -90,30 +97,30 @@ async def hear(client: openai.AsyncClient, settings: Settings) -> str:
         out.setsampwidth(2)
         out.setframerate(_RATE)
         out.writeframes(spoken[: 2 * _RATE].tobytes())
-    await client.audio.transcriptions.create(model=settings.stt_model, file=("doctor.wav", sound.getvalue()))
-    return f"{settings.stt_model} transcribes"
+    await client.audio.transcriptions.create(model=model, file=("doctor.wav", sound.getvalue()))
+    return f"{model} transcribes"
 
 
-async def think(client: openai.AsyncClient, settings: Settings) -> str:
+async def think(client: openai.AsyncClient, model: str) -> str:
     """One word of a reply."""
     stream = await client.chat.completions.create(
-        model=settings.llm_model, messages=[{"role": "user", "content": "Say: ok"}], stream=True
+        model=model, messages=[{"role": "user", "content": "Say: ok"}], stream=True
     )
     async with stream:
         async for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
-                return f"{settings.llm_model} answers"
+                return f"{model} answers"
     raise openai.APIConnectionError(message="the model answered nothing", request=stream.response.request)
 
 
-async def speak(client: openai.AsyncClient, settings: Settings) -> str:
+async def speak(client: openai.AsyncClient, model: str, voice: str) -> str:
     """The first bytes of one word."""
     async with client.audio.speech.with_streaming_response.create(
-        model=settings.tts_model, voice=settings.tts_voice, input="ok", response_format="pcm"
+        model=model, voice=voice, input="ok", response_format="pcm"
     ) as answer:
         async for chunk in answer.iter_bytes(1024):
             if chunk:
-                return f"{settings.tts_model} speaks as {settings.tts_voice}"
+                return f"{model} speaks as {voice}"
     raise openai.APIConnectionError(message="the voice said nothing", request=answer.http_request)
 
 
@@ -154,7 +161,7 @@ async def check_realtime(settings: Settings, server: Server | None) -> Finding:
             first = await socket.receive_json(timeout=_TIMEOUT_S)
     except aiohttp.WSServerHandshakeError as error:
         if error.status in (401, 403):
-            return failed(f"{server.url} refuses the key", "set OPENAI_API_KEY rightly")
+            return failed(f"{server.url} refuses the key", "set OPENAI_API_KEY, or REALTIME_API_KEY, rightly")
         return failed(f"{server.url} says HTTP {error.status}", "see REALTIME_MODEL and REALTIME_BASE_URL")
     except (aiohttp.ClientError, TypeError) as error:
         return failed(f"{server.url} cannot be reached: {type(error).__name__}", "see that REALTIME_BASE_URL is right")

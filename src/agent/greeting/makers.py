@@ -22,7 +22,7 @@ from agent.errors import (
 )
 from agent.greeting import audio, espeak
 from agent.greeting.audio import SAMPLE_RATE, Pcm
-from agent.settings import Settings
+from agent.settings import OPENAI_URL, Settings
 
 MAKERS: Final = ("espeak-ng", "edge-tts", "openai", "elevenlabs")
 _ESPEAK_PACE: Final = {"zh": 240}  # its words are single signs, each with a pause
@@ -77,12 +77,12 @@ class OpenAIMaker:
         if settings.openai_api_key is None and settings.tts_base_url is None:
             raise SettingsError("OPENAI_API_KEY: is needed for the maker openai. Example: OPENAI_API_KEY=sk-…")
         self._http = http
-        self._url = (settings.tts_base_url or "https://api.openai.com/v1").rstrip("/") + "/audio/speech"
-        self._key = settings.openai_api_key
+        self._url = (settings.tts_base_url or OPENAI_URL).rstrip("/") + "/audio/speech"
+        self._key = settings.key_for(settings.tts_base_url, settings.tts_api_key)
         self._model = settings.tts_model
 
     async def speak(self, text: str, _language: str, voice: str) -> Pcm:
-        headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         body = {"model": self._model, "voice": voice, "input": text, "response_format": "pcm"}
         return _samples("openai", await _post("openai", self._http, self._url, headers, body))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from livekit.agents import llm
 from livekit.agents.vad import VAD
+from provider_speech import frames, spoken
 from structlog.testing import capture_logs
 
 from agent.briefing.profile import Voice
@@ -17,6 +18,7 @@ from agent.errors import AllProvidersFailed
 from agent.settings import Settings
 from sandbox.faults import Fault
 from sandbox.providers import ProviderServer
+from sandbox.voices import hum
 
 MakeSettings = Callable[..., Settings]
 
@@ -65,13 +67,44 @@ async def test_works_without_any_key_on_servers_of_ones_own(
     assert main.speech.calls[0].format == "pcm"
 
 
-async def test_the_key_is_sent_and_a_placeholder_where_there_is_none(make_settings: MakeSettings) -> None:
-    plan = ProviderPlan(make_settings(openai_api_key="sk-1"))
-    assert plan.llm is not None
-    assert plan.llm.key == "sk-1"
-    bare = ProviderPlan(make_settings()).llm
-    assert bare is not None
-    assert bare.key == NO_KEY
+OPENAI = "https://api.openai.com/v1"
+KINDS = ["llm", "stt", "tts", "realtime"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("url", "own", "sent"),
+    [
+        (None, None, "sk-openai"),
+        (OPENAI, None, "sk-openai"),
+        ("https://eu.api.openai.com/v1", None, "sk-openai"),
+        (OPENAI, "sk-own", "sk-own"),
+        ("http://ollama:11434/v1", None, NO_KEY),
+        ("https://api.openai.com.example.org/v1", None, NO_KEY),
+        ("https://notopenai.com/v1", None, NO_KEY),
+        ("http://ollama:11434/v1", "own", "own"),
+    ],
+)
+def test_openais_key_goes_to_openai_alone_and_other_servers_have_their_own(
+    make_settings: MakeSettings, kind: str, url: str | None, own: str | None, sent: str
+) -> None:
+    plan = ProviderPlan(
+        make_settings(**{"openai_api_key": "sk-openai", f"{kind}_base_url": url, f"{kind}_api_key": own})
+    )
+    assert getattr(plan, kind).key == sent
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "sent"),
+    [(OPENAI, None, "sk-openai"), ("http://standby/v1", None, NO_KEY), ("http://standby/v1", "own", "own")],
+)
+def test_nor_does_it_go_to_the_standby(
+    make_settings: MakeSettings, url: str | None, own: str | None, sent: str
+) -> None:
+    changes = {"openai_api_key": "sk-openai", "fallback_openai_base_url": url, "fallback_openai_api_key": own}
+    plan = ProviderPlan(make_settings(**changes))
+    assert plan.fallback is not None
+    assert plan.fallback.key == sent
 
 
 @pytest.mark.parametrize(
@@ -138,6 +171,43 @@ async def test_the_second_server_takes_over_all_three(
     assert failures == []
     assert standby.chat.calls
     assert standby.speech.calls
+
+
+async def test_the_second_server_is_asked_by_its_own_names(
+    main: ProviderServer, make_settings: MakeSettings, detector: VAD
+) -> None:
+    models = ["whisper-small", "llama3.2", "kokoro"]
+    async with ProviderServer(answers=["hello there"], voice=hum(880), models=models) as standby:
+        settings = make_settings(
+            fallback_openai_base_url=standby.v1,
+            fallback_stt_model="whisper-small",
+            fallback_llm_model="llama3.2",
+            fallback_tts_model="kokoro",
+            fallback_tts_voice="af_heart",
+        )
+        async with opened(settings) as (providers, failures):
+            pipeline = providers.pipeline(detector, voice=Voice("openai_tts", "shimmer", "tts-1"))
+            await main.stop()
+            heard = await pipeline.stt.hear(list(frames(spoken("hello who are you"))))
+            assert heard is not None
+            assert await ask(pipeline)
+            assert await say(pipeline) > 0.5
+        assert failures == []
+        assert {call.model for call in standby.transcription.calls} == {"whisper-small"}
+        assert {call.request.model for call in standby.chat.calls} == {"llama3.2"}
+        assert {(call.model, call.voice) for call in standby.speech.calls} == {("kokoro", "af_heart")}
+
+
+async def test_without_names_of_its_own_the_second_server_is_asked_as_the_first(
+    make_settings: MakeSettings, standby: ProviderServer
+) -> None:
+    plan = ProviderPlan(make_settings())
+    assert [model for _, model in plan.hearers()] == ["gpt-4o-mini-transcribe"] * 2
+    assert [model for _, model in plan.thinkers()] == ["gpt-4.1-mini"] * 2
+    assert [choice[1:] for choice in plan.speakers(("shimmer", "tts-1"), ("nova", "gpt-4o-mini-tts"))] == [
+        ("shimmer", "tts-1"),
+        ("nova", "gpt-4o-mini-tts"),
+    ] * 2
 
 
 async def test_a_page_in_place_of_sound_is_not_played(
@@ -216,8 +286,6 @@ async def open_sockets(server: ProviderServer) -> None:
 async def test_the_language_is_passed_on_when_known(
     main: ProviderServer, make_settings: MakeSettings, detector: VAD
 ) -> None:
-    from provider_speech import frames, spoken
-
     for language, expected in (("hi-IN", "hi"), (None, "")):
         async with opened(make_settings()) as (providers, _):
             pipeline = providers.pipeline(detector, language=language)
