@@ -15,7 +15,8 @@ try:
         # No visit pays for these either.
         import agent.briefing.cache_redis
         import agent.conversation.resume_redis
-        import agent.outbox.redis  # noqa: F401
+        import agent.outbox.redis
+        import agent.telemetry.cost_redis  # noqa: F401
 except ToyError as error:
     # The worker has already refused wrong settings; the processes will say the same when they try again.
     sys.stderr.write(f"{error}\n")

@@ -322,7 +322,7 @@ class Settings(BaseSettings):
     budget_per_visit: float = Field(default=0.0, ge=0, examples=["0.50"])
     """A visit that has cost so much ends with a goodbye; 0: no limit."""
     budget_per_day: float = Field(default=0.0, ge=0, examples=["2.00"])
-    """The same for all visits of one device on one day (UTC); 0: no limit."""
+    """The same for all visits of one device on one day (UTC), on all machines that share a Redis; 0: no limit."""
 
     # Logs
     log_format: Literal["json", "console"] = Field(default="json", examples=["json"])

@@ -15,23 +15,28 @@ from telemetry_support import SENTENCES, parse, scrape, talk, talking_world, tot
 
 from agent.errors import SettingsError
 from agent.prices import LIST_PRICES, Price
+from agent.redis_client import connect
 from agent.settings import Settings, load_settings
 from agent.telemetry.cost import (
     Budget,
     CostLedger,
     Usage,
     UsageMeter,
+    cost_path,
     day_of,
+    open_sums,
     price_of,
     read_costs,
     read_usage,
     spent_on,
 )
+from agent.telemetry.cost_redis import DaySums
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.meter import meter
 from agent.telemetry.worker_telemetry import open_hub
 from damage_support import damage_table
-from sandbox.processes import REPO
+from sandbox.processes import REPO, free_port
+from sandbox.redis_server import RedisServer
 
 NOW = 1_800_000_000.0
 USE = ["u", "2027-01-15", "dev-a", {"service": "llm", "model": "writer"}, 7]
@@ -199,6 +204,59 @@ async def test_the_books_are_kept_though_nothing_else_is_measured(tmp_path: Path
     later = UsageMeter(settings, "dev-a", wall=lambda: NOW)
     await later.load_earlier()
     assert later.budget.exhausted == "day"
+
+
+async def _spend(settings: Settings, amount: int) -> None:
+    async with AsyncExitStack() as stack:
+        hub = MetricsHub(settings.state_dir / "run")
+        await stack.enter_async_context(hub)
+        await stack.enter_async_context(CostLedger(cost_path(settings), hub, open_sums(settings), wall=lambda: NOW))
+        UsageMeter(settings, "dev-a", wall=lambda: NOW).use(Usage("llm", "writer", input_tokens=amount))
+
+
+async def _spent_today(settings: Settings) -> float:
+    visit = UsageMeter(settings, "dev-a", wall=lambda: NOW)
+    await visit.load_earlier()
+    return visit.budget.spent["day"]
+
+
+async def test_the_days_budget_is_granted_once_by_all_machines_that_share_a_redis(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    one, other = (
+        _settings(state_dir=tmp_path / name, budget_per_day=9, redis_url=redis.url) for name in ("one", "other")
+    )
+    await _spend(one, 4)
+    await _spend(other, 3)
+    assert await _spent_today(one) == await _spent_today(other) == 7
+    client = connect(redis.url, timeout=10)
+    (name,) = client.keys("*cost*")
+    assert 0 < client.ttl(name) <= 3 * 86400
+    client.close()
+
+
+@pytest.mark.usefixtures("redis")  # where none is installed this is skipped, too
+async def test_without_redis_the_day_is_this_machines_and_is_added_when_it_is_back(tmp_path: Path) -> None:
+    away = _settings(state_dir=tmp_path, budget_per_day=9, redis_url=f"redis://127.0.0.1:{free_port()}/0")
+    await _spend(away, 4)
+    assert await _spent_today(away) == 4
+    clock = [0.0]
+    async with RedisServer() as server:
+        sums = DaySums(server.url, clock=lambda: clock[0])
+        await server.stop()
+        sums.add(day_of(NOW), "dev-b", 2)
+        assert sums.spent(day_of(NOW), "dev-b") is None
+        await server.start()
+        sums.add(day_of(NOW), "dev-b", 1)
+        assert sums.spent(day_of(NOW), "dev-b") == 0, "it is left alone for a while"
+        clock[0] += 10
+        sums.add(day_of(NOW), "dev-b", 4)
+        assert sums.spent(day_of(NOW), "dev-b") == 7
+        sums.add(day_of(NOW), "dev-b", 1)
+        sums.close()
+        reader = DaySums(server.url)
+        assert reader.spent(day_of(NOW), "dev-b") == 8
+        reader.close()
 
 
 async def test_a_folder_of_any_name_has_books(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import structlog
 from livekit.agents.metrics import AgentMetrics, LLMMetrics, RealtimeModelMetrics, STTMetrics, TTSMetrics
@@ -25,6 +25,9 @@ from agent.settings import Settings
 from agent.state import StateDatabase
 from agent.telemetry.hub import MetricsHub
 from agent.telemetry.meter import Meter, Record, meter
+
+if TYPE_CHECKING:
+    from agent.telemetry.cost_redis import DaySums
 
 log = structlog.get_logger(__name__)
 
@@ -177,6 +180,7 @@ class UsageMeter:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.budget = budget or Budget(settings)
+        self._settings = settings
         self._prices = settings.prices
         self._path = cost_path(settings)
         self._device = device
@@ -187,9 +191,19 @@ class UsageMeter:
         self.cost = 0.0
 
     async def load_earlier(self) -> None:
-        """Count what earlier visits of the day have cost against the budget."""
-        day = day_of(self._wall())
-        self.budget.earlier(await asyncio.to_thread(spent_on, self._path, day, self._device))
+        """Count what earlier visits of the day have cost against the budget, on all machines where Redis knows."""
+        self.budget.earlier(await asyncio.to_thread(self._spent_earlier, day_of(self._wall())))
+
+    def _spent_earlier(self, day: str) -> float:
+        here = spent_on(self._path, day, self._device)
+        sums = open_sums(self._settings)
+        if sums is None:
+            return here
+        try:
+            # This machine's books may know of more: what Redis has not taken yet.
+            return max(here, sums.spent(day, self._device) or 0.0)
+        finally:
+            sums.close()
 
     def collect(self, metrics: AgentMetrics) -> None:
         """Count one call's use; for a provider's `metrics_collected` event."""
@@ -221,6 +235,15 @@ class UsageMeter:
         return found
 
 
+def open_sums(settings: Settings) -> DaySums | None:
+    """The sums that all machines share; None without Redis, or without a budget that would need them."""
+    if settings.redis_url is None or not settings.budget_per_day:
+        return None
+    from agent.telemetry.cost_redis import DaySums  # 50 ms for whoever has a Redis
+
+    return DaySums(settings.redis_url)
+
+
 def day_of(unix_seconds: float) -> str:
     """`YYYY-MM-DD` in UTC."""
     return time.strftime("%Y-%m-%d", time.gmtime(unix_seconds))
@@ -243,12 +266,16 @@ def _open_to_read(path: Path, *, timeout: float) -> sqlite3.Connection:
 class CostLedger:
     """The worker's books: sums per day, device, service and model. An async context manager.
 
-    Writes in a thread of its own; a disk that refuses costs the entry, which is logged, and never a visit.
+    Writes in a thread of its own; a disk that refuses costs the entry, which is logged, and never a visit. `sums` are
+    those of all machines, closed with it.
     """
 
-    def __init__(self, path: Path, hub: MetricsHub, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, hub: MetricsHub, sums: DaySums | None = None, *, wall: Callable[[], float] = time.time
+    ) -> None:
         self._database = StateDatabase(path, _SCHEMA)
         self._hub = hub
+        self._sums = sums
         self._wall = wall
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cost-ledger")
         self.failures = 0
@@ -262,6 +289,8 @@ class CostLedger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hub.on_usage = None
+        if self._sums is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._sums.close)
         await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
         self._thread.shutdown()
 
@@ -303,6 +332,9 @@ class CostLedger:
         except (sqlite3.Error, OSError) as error:
             self.failures += 1
             log.error("a cost could not be written down", error=str(error), cost=row[-1])
+        if self._sums is not None:
+            day, device, *_, cost = row
+            self._sums.add(day, device, cost)
 
     def _tidy(self) -> None:
         oldest = day_of(self._wall() - KEPT_DAYS * 86400)

@@ -10,7 +10,7 @@ import structlog
 
 from agent.errors import OutboxError
 from agent.settings import Settings
-from agent.telemetry.cost import CostLedger, cost_path
+from agent.telemetry.cost import CostLedger, cost_path, open_sums
 from agent.telemetry.hub import MetricsHub, Source
 from agent.telemetry.lag import LagProbe
 from agent.telemetry.processes import ProcessGauges, Roles
@@ -46,7 +46,7 @@ async def open_hub(
     hub = MetricsHub(settings.state_dir.absolute() / "run", usage_only=not settings.metrics)
     hub.sources += [show, ProcessGauges(roles)]
     await stack.enter_async_context(hub)
-    await stack.enter_async_context(CostLedger(cost_path(settings), hub))
+    await stack.enter_async_context(CostLedger(cost_path(settings), hub, open_sums(settings)))
     if not settings.metrics:
         return hub
     probe = LagProbe("worker")
