@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from livekit import rtc
 from livekit.agents import Agent, AgentSession
-from livekit.agents.voice import io
-from provider_speech import frames, quiet, spoken
+from provider_speech import Loudspeaker, Microphone
 
 from agent.conversation.providers import ProviderPlan
 from agent.conversation.turn_taking import load_vad, session_options
@@ -23,56 +20,6 @@ from sandbox.replies import Rules
 
 MakeSettings = Callable[..., Settings]
 REPLY = "Well hello, my friend. It is so nice to hear you today!"
-
-
-class Microphone(io.AudioInput):
-    """Sound in real time: silence unless something is to be said."""
-
-    def __init__(self) -> None:
-        super().__init__(label="microphone")
-        self._frames: list[rtc.AudioFrame] = []
-        self._room = list(frames(quiet(0.4)))
-        self._next = time.perf_counter()
-
-    def say(self, text: str) -> None:
-        self._frames = list(frames(spoken(text)))
-
-    async def __anext__(self) -> rtc.AudioFrame:
-        self._next = max(self._next + 0.02, time.perf_counter() - 0.1)
-        tick = asyncio.Event()
-        asyncio.get_running_loop().call_later(max(0.0, self._next - time.perf_counter()), tick.set)
-        await tick.wait()
-        return self._frames.pop(0) if self._frames else self._room[0]
-
-
-class Loudspeaker(io.AudioOutput):
-    """Takes sound at once; `heard` counts its seconds and `played` the utterances that ended."""
-
-    def __init__(self) -> None:
-        super().__init__(label="loudspeaker", capabilities=io.AudioOutputCapabilities(pause=False), sample_rate=24_000)
-        self.heard = 0.0
-        self.utterance = 0.0
-        self.played: asyncio.Queue[float] = asyncio.Queue()
-
-    async def capture_frame(self, frame: rtc.AudioFrame) -> None:
-        await super().capture_frame(frame)
-        if not self.utterance:
-            self.on_playback_started(created_at=time.time())
-        self.heard += frame.duration
-        self.utterance += frame.duration
-
-    def flush(self) -> None:
-        super().flush()
-        self._end(interrupted=False)
-
-    def clear_buffer(self) -> None:
-        self._end(interrupted=True)
-
-    def _end(self, *, interrupted: bool) -> None:
-        if self.utterance:
-            self.on_playback_finished(playback_position=self.utterance, interrupted=interrupted)
-            self.played.put_nowait(self.utterance)
-            self.utterance = 0.0
 
 
 class Talk:
