@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,16 @@ def private_dir(path: Path) -> Path:
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             raise
     return path
+
+
+def check_own(folder: Path) -> None:
+    """Raise PermissionError where somebody else could have put things into `folder`, and OSError where it is not there.
+
+    For a folder in a place where everybody may make one first.
+    """
+    link, found = folder.lstat(), folder.stat()
+    if {link.st_uid, found.st_uid} != {os.geteuid()} or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone")
 
 
 def open_database(path: Path, schema: str, *, timeout: float = 2.0) -> sqlite3.Connection:

@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import tenacity
 from aiohttp import web
 
 from agent.briefing.mem0_process import Mem0Process, mem0_socket, open_memory
-from agent.briefing.mem0_server import AddedKeys
+from agent.briefing.mem0_server import AddedKeys, serve
 from agent.briefing.memory import Mem0Client, Message
 from agent.errors import Rejected, RemoteError, Unavailable
 from agent.settings import Settings
@@ -135,6 +136,40 @@ def test_added_keys_outlive_a_disk_that_refuses_and_a_damaged_file(tmp_path: Pat
     keys.close()
     assert AddedKeys(path).known("k2")
     assert (tmp_path / "keys.db.damaged").exists()
+
+
+@pytest.mark.parametrize("made", ["open to all", "a link"])
+async def test_a_place_that_somebody_made_first_is_not_used(tmp_path: Path, made: str) -> None:
+    state = tmp_path / ("deep" * 50)
+    settings = Settings(_env_file=None, state_dir=state)  # type: ignore[call-arg]
+    folder = mem0_socket(settings).parent
+    assert not folder.is_relative_to(tmp_path)
+    if made == "a link":
+        (target := tmp_path / "theirs").mkdir()
+        target.chmod(0o777)
+        folder.symlink_to(target)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(1))
+        writer.close()
+
+    try:
+        async with await asyncio.start_unix_server(listen, folder / "mem0.sock"):
+            memory = open_memory(settings)
+            with pytest.raises(Unavailable):
+                await memory.recall("dog", user_id="child")
+            await memory.warm()
+            await memory.aclose()
+            with pytest.raises(PermissionError):
+                await serve(settings, cast(Any, None), asyncio.Event())
+        assert heard == []
+    finally:
+        (folder / "mem0.sock").unlink(missing_ok=True)
+        folder.unlink() if folder.is_symlink() else folder.rmdir()
 
 
 async def test_it_ends_when_the_worker_that_started_it_has_gone(settings: Settings) -> None:

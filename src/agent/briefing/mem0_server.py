@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from agent.briefing.mem0_process import mem0_socket
 from agent.settings import OPENAI_URL, Settings
-from agent.state import StateDatabase, private_dir
+from agent.state import StateDatabase, check_own, private_dir
 
 _log = structlog.get_logger(__name__)
 
@@ -280,7 +280,8 @@ async def serve(settings: Settings, embedder: TextEmbedder, stop: asyncio.Event)
                 await asyncio.wait_for(stop.wait(), _LOCK_POLL_S)
             if stop.is_set():
                 return
-        private_dir(socket.parent)
+        socket.parent.mkdir(mode=0o700, exist_ok=True)
+        check_own(socket.parent)
         await _serve_on(socket, settings, embedder, stop)
     finally:
         os.close(lock)

@@ -16,6 +16,7 @@ import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from agent.errors import Malformed, NotFound, RateLimited, Rejected, RemoteError, Unauthorised, Unavailable
+from agent.state import check_own
 from agent.telemetry.meter import meter
 from agent.values import DeviceMac
 
@@ -128,6 +129,8 @@ class Mem0Client:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
+            if self._socket is not None:  # what a child says is told to whoever listens there
+                check_own(self._socket.parent)
             connector = aiohttp.UnixConnector(str(self._socket)) if self._socket else aiohttp.TCPConnector(limit=8)
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=self._headers, cookie_jar=aiohttp.DummyCookieJar()
