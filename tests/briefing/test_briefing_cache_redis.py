@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from briefing_support import Clock
+from briefing_support import Clock, bytes_in
 
 from agent.briefing.cache import FILE_NAME, SqliteCache
 from agent.briefing.cache_redis import RedisCache, TieredCache
@@ -37,6 +37,27 @@ async def test_what_one_machine_has_learnt_another_knows(tmp_path: Path, redis: 
     assert await third.read(MAC) == {}
     for cache in (one, other, third):
         await cache.aclose()
+
+
+async def test_what_one_machine_forgets_is_found_on_none(tmp_path: Path, redis: RedisServer) -> None:
+    clock = Clock()
+    one, other = machine(tmp_path / "one", redis.url, clock), machine(tmp_path / "other", redis.url, clock)
+    for cache in (one, other):
+        await cache.put(MAC, Part.CHILD, '{"name":"Wilhelmina"}')
+        await cache.put(MAC, Part.PROMPT, '"p"')
+    clock.now += 10
+    await one.forget(MAC, Part.CHILD)
+    assert set(await one.read(MAC)) == set(await other.read(MAC)) == {Part.PROMPT}
+    clock.now += 10
+    await other.put(MAC, Part.CHILD, '{"name":"Theodor"}')
+    assert (await one.read(MAC))[Part.CHILD].body == '{"name":"Theodor"}'
+    away = machine(tmp_path / "one", f"redis://127.0.0.1:{free_port()}/0", clock)
+    clock.now += 10
+    await away.forget(MAC, Part.CHILD)
+    assert Part.CHILD not in await one.read(MAC), "though Redis has not heard of it"
+    for cache in (one, other, away):
+        await cache.aclose()
+    assert b"Wilhelmina" not in bytes_in(tmp_path / "one")
 
 
 async def test_redis_forgets_by_itself(redis: RedisServer) -> None:

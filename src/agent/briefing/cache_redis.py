@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _READ_DEADLINE: Final = 0.15
 _WRITE_DEADLINE: Final = 1.5
+_FORGOTTEN: Final = ""
+"""Stands for an answer that is kept no more, but may still be on another machine or in Redis. No answer is empty."""
 
 _log = structlog.get_logger(__name__)
 
@@ -88,7 +90,7 @@ class TieredCache:
     """`AnswerCache` of two: what is `near` (this machine's disk) and what is `shared`.
 
     Each part is read from where it is younger, written to both, and either may be away: that is logged, and only both
-    together are Unavailable.
+    together are Unavailable. What is forgotten is so on every machine.
     """
 
     def __init__(self, near: AnswerCache, shared: AnswerCache) -> None:
@@ -104,7 +106,7 @@ class TieredCache:
                 # An age below nothing comes from a clock that was wrong: anything else is better.
                 if part not in found or _rank(entry) < _rank(found[part]):
                     found[part] = entry
-        return found
+        return {part: entry for part, entry in found.items() if entry.body != _FORGOTTEN}
 
     async def put(self, mac: DeviceMac, part: Part, body: str) -> None:
         """See AnswerCache."""
@@ -112,7 +114,7 @@ class TieredCache:
 
     async def forget(self, mac: DeviceMac, part: Part) -> None:
         """See AnswerCache."""
-        await self._both(lambda cache: cache.forget(mac, part))
+        await self.put(mac, part, _FORGOTTEN)
 
     async def purge(self) -> int:
         """See AnswerCache."""
