@@ -240,7 +240,7 @@ class Settings(BaseSettings):
     stt_api_key: Secret = Field(default=None, examples=["a key"])
     """Key of that server; empty: none, or `OPENAI_API_KEY` where it is OpenAI's."""
     stt_model: str = Field(default="gpt-4o-mini-transcribe", min_length=1, examples=["gpt-4o-mini-transcribe"])
-    """Speech-to-text model."""
+    """Speech-to-text model; in realtime mode the one that writes down what the child says."""
     tts_base_url: HttpUrl = Field(default=None, examples=["http://kokoro:8880/v1"])
     """OpenAI-compatible server of the voice."""
     tts_api_key: Secret = Field(default=None, examples=["a key"])
@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     tts_model: str = Field(default="gpt-4o-mini-tts", min_length=1, examples=["gpt-4o-mini-tts"])
     """Voice model where the device names none."""
     tts_voice: str = Field(default="nova", min_length=1, examples=["nova"])
-    """Voice where the device names none."""
+    """Voice where the device names none; the realtime mode has a voice of its own."""
     elevenlabs_api_key: Secret = Field(default=None, examples=["a key"])
     """Key for ElevenLabs voices."""
     elevenlabs_base_url: HttpUrl = Field(default=None, examples=["https://api.elevenlabs.io/v1"])
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     vad_engine: Literal["native", "onnxruntime"] = Field(default="native", examples=["native"])
     """What Silero's voice activity detector runs on; `onnxruntime` takes four times the CPU."""
     background_audio: bool = Field(default=False, examples=["false"])
-    """Background and thinking sounds."""
+    """A soft background during the talk, and notes while the toy thinks; both softer under speech."""
     time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(default="UTC", examples=["Asia/Kolkata"])
     """Time zone in which the child is told the time, where its device names none (`time_zone` of its attributes)."""
     resume_window: float = Field(default=300.0, ge=0, le=86400, examples=["300"])
@@ -298,7 +298,7 @@ class Settings(BaseSettings):
     mem0_host: str = Field(default="https://api.mem0.ai", pattern=r"^https?://\S+$", examples=["https://api.mem0.ai"])
     """Address of the hosted Mem0."""
     mem0_deadline_ms: int = Field(default=600, ge=10, le=30000, examples=["600"])
-    """How long the briefing waits for memories, in milliseconds; later ones join at the next turn."""
+    """How long the briefing waits for memories, in milliseconds; later ones join the talk when they come."""
     redis_url: RedisUrl = Field(default=None, examples=["redis://redis:6379/0"])
     """Redis for workers on several machines: devices, conversations and the outbox are known on all of them, and a dead
     machine's visits are taken over. Empty: this machine's files."""

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
 from agent.speaker.ambience import Ambience, background_loop, thinking_loop
 from agent.speaker.gain import Ramp, falling
 from agent.speaker.pcm import SAMPLE_RATE
+from agent.speaker.speaker import Speaker
+from speaker_alone import Listener
 
 
 def pull(ambience: Ambience, seconds: float) -> np.ndarray:
@@ -49,6 +54,38 @@ def test_speech_makes_it_softer() -> None:
     soft = np.abs(pull(ambience, 4)).mean()
     assert soft == pytest.approx(0.3 * loud, rel=0.15)
     ambience.give_back(4800)
+
+
+class Noted(Ambience):
+    """Keeps whether speech was over it at each pull, and tells when it is over no more."""
+
+    def __init__(self) -> None:
+        super().__init__(background=False)
+        self.under_speech: list[bool] = []
+        self.free = asyncio.Event()
+        self._under = False
+
+    def duck(self, on: bool) -> None:
+        self._under = on
+        super().duck(on)
+        if self.under_speech and not on:
+            self.free.set()
+
+    def pull(self, samples: int) -> np.ndarray | None:
+        if self._under:
+            self.under_speech.append(True)
+        return super().pull(samples)
+
+
+async def test_the_speaker_makes_it_softer_while_something_is_said() -> None:
+    speaker, ambience = Speaker(), Noted()
+    await speaker.publish(cast("Any", Listener()))
+    await speaker.wait_for_listener()
+    speaker.attach_ambience(ambience)
+    speaker.play(np.full(SAMPLE_RATE // 5, 1000, np.int16))
+    await asyncio.wait_for(ambience.free.wait(), 10)
+    assert len(ambience.under_speech) >= 10, "all blocks of 20 ms"
+    await speaker.aclose()
 
 
 @pytest.mark.parametrize("step", [1, 7, 480, 5000])

@@ -299,8 +299,9 @@ class Speaker(io.AudioOutput):
 
     def _mix(self) -> Pcm | None:
         segment, speech = self._next_speech()
-        if self._media is not None:
-            self._media.duck(bool(self._segments) and not self._paused)
+        for under in (self._media, self._ambience):
+            if under is not None:
+                under.duck(bool(self._segments) and not self._paused)
         media = self._media.pull(CHUNK) if self._media is not None else None
         ambience = self._ambience.pull(CHUNK) if self._ambience is not None else None
         parts = [part for part in (speech, media, ambience) if part is not None]

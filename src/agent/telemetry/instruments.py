@@ -128,7 +128,10 @@ _ALL: Final = (
         known=tuple(product(_SERVICES, ("hit", "miss"))),
     ),
     Instrument(
-        "toy_provider_errors", "counter", "Failed calls of speech, model and voice.", ("kind", "provider", "error")
+        "toy_provider_errors",
+        "counter",
+        "Failed calls of speech, model and voice, and lost realtime sockets.",
+        ("kind", "provider", "error"),
     ),
     Instrument(
         "toy_provider_fallbacks", "counter", "Answers given by another provider than the first.", ("kind", "provider")
