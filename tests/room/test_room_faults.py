@@ -70,6 +70,11 @@ async def test_memories_are_there_for_the_first_words_and_late_ones_join(
     await talk(device, HELLO)
     assert "Mimi" in told(providers, 0), "300 ms are waited for"
     assert "Bruno" not in told(providers, 0)
+    await device.send({"type": "cleanup_request", "session_id": device.room_name})
+    await device.wait_for_mark("agent_left", timeout=30)
+    (ended,) = await visit_ended(world)
+    assert "leaving" in ended.fields["marks"], "the agent leaves, the device has not"
+    await world.worker.wait_until(lambda: bool(providers.mem0.added), timeout=30, what="what the visit leaves")
     await device.leave()
 
     # Longer than the greeting and the first words of the child take together.
