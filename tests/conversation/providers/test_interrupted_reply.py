@@ -10,7 +10,6 @@ import pytest
 from livekit.agents import AgentSession
 from livekit.agents.llm import ChatContext, ChatMessage
 from livekit.agents.voice.io import PlaybackFinishedEvent
-from speaker_alone import Listener, Watch
 
 from agent.conversation.companion import Companion
 from agent.conversation.providers import ProviderPlan
@@ -20,6 +19,7 @@ from agent.speaker.speaker import SAMPLE_RATE, Speaker
 from sandbox.faults import Fault
 from sandbox.providers import ProviderServer
 from sandbox.replies import Rules
+from speaker_alone import Listener, Watch
 
 MakeSettings = Callable[..., Settings]
 ENGLISH = (

@@ -10,7 +10,6 @@ import pytest
 from livekit.agents import AgentSession
 from livekit.agents.llm import ChatContext, ChatMessage, function_tool
 from livekit.agents.voice import ConversationItemAddedEvent
-from speaker_alone import Listener, Watch
 
 from agent.conversation.companion import Companion
 from agent.conversation.emotion import Emotion
@@ -20,6 +19,7 @@ from agent.settings import Settings
 from agent.speaker.speaker import SAMPLE_RATE, Speaker
 from sandbox.providers import ProviderServer
 from sandbox.replies import Rules, ToolCall
+from speaker_alone import Listener, Watch
 
 MakeSettings = Callable[..., Settings]
 STORY = "Once upon a time there was a bear. It lived in a deep dark forest with its two best friends. THE END."
