@@ -34,14 +34,25 @@ settings.load_profile("tests")
 # Outside the tests' temporary folders, so that the 84 MB are fetched once; TEST_MODEL_DIR names another place.
 MODELS = Path(os.environ.get("TEST_MODEL_DIR") or REPO / ".state" / "models")
 
-# Worlds take a core each while they start; more at once than cores let each other's waits run out.
+# Worlds take a core each while they start: more at once than cores let each other's waits run out.
 WORLDS_AT_ONCE = 2
+
+
+def _has_world(item: pytest.Item) -> bool:
+    return "start_world" in getattr(item, "fixturenames", ()) or item.get_closest_marker("world") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a world of their own come evenly spread among the others, so that no process has only such left."""
+    groups = [item for item in items if _has_world(item)], [item for item in items if not _has_world(item)]
+    placed = [((number + 0.5) / len(group), item) for group in groups for number, item in enumerate(group)]
+    items[:] = [item for _, item in sorted(placed, key=lambda one: one[0])]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test with a world of its own begins, and its time limit with it, when one of WORLDS_AT_ONCE places is free."""
-    if "start_world" not in getattr(item, "fixturenames", ()) and item.get_closest_marker("world") is None:
+    if not _has_world(item):
         return (yield)
     with ExitStack() as stack:
         places = [Path(tempfile.gettempdir()) / f"toy-tests-{os.getuid()}-{place}" for place in range(WORLDS_AT_ONCE)]

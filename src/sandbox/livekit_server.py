@@ -117,6 +117,7 @@ class LiveKitServer:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
             while time.monotonic() < deadline:
                 if self.process.returncode is not None:
+                    await self.process.wait(timeout=1)
                     raise ProcessFailed(f"The LiveKit server ended at once:\n{self.process.tail()}")
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     async with http.get(f"http://127.0.0.1:{self.port}/") as answer:

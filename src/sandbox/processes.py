@@ -220,12 +220,14 @@ class ManagedProcess:
                 self._listeners.discard(listener)
 
     async def wait(self, *, timeout: float) -> int:
-        """Exit code once it has ended by itself. Raises ProcessFailed after `timeout` seconds."""
+        """Exit code once it has ended by itself and its last line is read. Raises ProcessFailed after `timeout` s."""
         deadline = time.monotonic() + timeout
         while (code := self.returncode) is None:
             if time.monotonic() > deadline:
                 raise ProcessFailed(f"{self.name} still runs after {timeout:g} s:\n{self.tail()}")
             await asyncio.sleep(0.02)
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.join, 5)
         return code
 
     def send_signal(self, number: signal.Signals) -> None:

@@ -8,12 +8,14 @@ from typing import Self
 
 import numpy as np
 from livekit import rtc
+from livekit.agents.utils.aio import cancel_and_wait
 
 from sandbox.audio import Pcm
 from sandbox.livekit_server import LiveKitServer
 
 RATE = 24_000
 _FRAME = RATE // 20
+PATIENCE = 30.0
 
 
 class AgentStub:
@@ -40,8 +42,9 @@ class AgentStub:
     async def __aenter__(self) -> Self:
         self.room.on("data_received", self.received.put_nowait)
         self.room.on("track_subscribed", self._subscribed)
-        await self.room.connect(self._server.url, self._server.token("agent-stub", self._name))
-        await self.publish()
+        async with asyncio.timeout(PATIENCE):
+            await self.room.connect(self._server.url, self._server.token("agent-stub", self._name))
+            await self.publish()
         return self
 
     async def publish(self) -> rtc.LocalTrackPublication:
@@ -55,9 +58,12 @@ class AgentStub:
         self._recorder = asyncio.create_task(self._record(rtc.AudioStream(track, sample_rate=16_000)))
 
     async def _record(self, stream: rtc.AudioStream) -> None:
-        async for event in stream:
-            self._chunks.append(np.frombuffer(event.frame.data, np.int16).copy())
-            self.hears.set()
+        try:
+            async for event in stream:
+                self._chunks.append(np.frombuffer(event.frame.data, np.int16).copy())
+                self.hears.set()
+        finally:
+            await stream.aclose()
 
     async def play(self, samples: Pcm) -> None:
         """Play samples at RATE to their end."""
@@ -69,7 +75,9 @@ class AgentStub:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.room.disconnect()
-        await self.source.aclose()
         if self._recorder is not None:
-            await self._recorder
+            # The stream of one who vanished may not end by itself.
+            await cancel_and_wait(self._recorder)
+        async with asyncio.timeout(PATIENCE):
+            await self.room.disconnect()
+            await self.source.aclose()
