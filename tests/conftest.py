@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, ExitStack
@@ -36,6 +37,7 @@ MODELS = Path(os.environ.get("TEST_MODEL_DIR") or REPO / ".state" / "models")
 
 # Worlds take a core each while they start: more at once than cores let each other's waits run out.
 WORLDS_AT_ONCE = 2
+PLACE_PATIENCE = 600.0
 
 
 def _has_world(item: pytest.Item) -> bool:
@@ -57,9 +59,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     with ExitStack() as stack:
         places = [Path(tempfile.gettempdir()) / f"toy-tests-{os.getuid()}-{place}" for place in range(WORLDS_AT_ONCE)]
         files = [stack.enter_context(place.open("w")) for place in places]
-        if not any(map(_taken, files)):
-            # Who holds it loses it at its own time limit, or with its process.
-            fcntl.lockf(files[os.getpid() % WORLDS_AT_ONCE], fcntl.LOCK_EX)
+        deadline = time.monotonic() + PLACE_PATIENCE
+        # Nothing waits for either of two locks. Who holds one loses it at its time limit, or with its process.
+        while not any(map(_taken, files)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         return (yield)
 
 

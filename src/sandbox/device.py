@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from livekit import rtc
+from livekit.rtc.participant import PublishTrackError
 
 from sandbox.audio import Pcm, speak
 from sandbox.livekit_server import LiveKitServer
@@ -233,7 +234,13 @@ class Device:
         self._source = rtc.AudioSource(MIC_RATE, 1, queue_size_ms=400)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
-        await room.local_participant.publish_track(track, options)
+        while True:
+            try:
+                await room.local_participant.publish_track(track, options)
+                break
+            except PublishTrackError:  # no answer within the SDK's ten seconds; `join` has the deadline
+                if not room.isconnected():
+                    raise
         self._spawn(self._pump_microphone(self._source), "microphone")
 
     async def leave(self) -> None:

@@ -127,13 +127,13 @@ async def test_an_unbound_device_hears_its_code(start_world: StartWorld) -> None
     world = await start_world()
     assert world.manager is not None
     world.manager.device(DEMO_MAC).bind_code = "314159"
-    first = await _visit(world, mac=DEMO_MAC)
-    second = await _visit(world, mac=DEMO_MAC)
-    texts = [
-        next(m.data.get("text", "") for m in device.messages if m.type == "speech_created")
-        for device in (first, second)
-    ]
-    assert any("3 1 4 1 5 9" in text for text in texts)
+
+    async def greeting() -> str:
+        device = await _visit(world, mac=DEMO_MAC)
+        return str(next(m.data.get("text", "") for m in device.messages if m.type == "speech_created"))
+
+    # The code may come too late for the first visit, and is known by the second.
+    assert "3 1 4 1 5 9" in await greeting() or "3 1 4 1 5 9" in await greeting()
 
 
 async def test_the_button_stops_the_greeting(start_world: StartWorld) -> None:

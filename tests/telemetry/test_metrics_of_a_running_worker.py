@@ -108,7 +108,7 @@ async def test_refusals_are_counted_and_every_room_that_fits_is_served(start_wor
         assert total(samples, "toy_visits_active") == number
         assert total(samples, "toy_utilisation_ratio") == number / ROOMS
     # Five come at once where two fit: none is taken on the strength of a place that is already promised.
-    burst = [world.device() for _ in range(5)]
+    burst = [world.device(microphone=False) for _ in range(5)]
     await asyncio.gather(*(device.join() for device in burst))
     await world.worker.wait_for_line(lambda line: line.fields.get("reason") == "the worker is full", timeout=20)
     samples = await until_metrics(world, "toy_visits_started_total", ROOMS)
