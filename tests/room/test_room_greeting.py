@@ -129,8 +129,12 @@ async def test_an_unbound_device_hears_its_code(start_world: StartWorld) -> None
     world.manager.device(DEMO_MAC).bind_code = "314159"
 
     async def greeting() -> str:
-        device = await _visit(world, mac=DEMO_MAC)
-        return str(next(m.data.get("text", "") for m in device.messages if m.type == "speech_created"))
+        device = world.device(mac=DEMO_MAC)
+        await device.join()
+        told = await device.wait_for_message("speech_created", timeout=30)
+        await device.wait_for_sound(timeout=15)
+        await device.leave()
+        return str(told.data.get("text", ""))
 
     # The code may come too late for the first visit, and is known by the second.
     assert "3 1 4 1 5 9" in await greeting() or "3 1 4 1 5 9" in await greeting()
