@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToyError as error:
         print(error, file=sys.stderr)
         return 1
-    except Exception as error:
+    except Exception as error:  # what is outside this program may raise anything; the rest goes on as it is
         told = None if given[:1] in (["start"], ["dev"]) else _outside(error)
         if told is None:
             raise  # a bug, or what ended a service: the whole of it is wanted

@@ -59,35 +59,25 @@ def library(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Servic
 
 
 @pytest.mark.parametrize(
-    ("said", "title"),
+    ("kind", "said", "title"),
     [
-        ("the one about the spider", "The Itsy Bitsy Spider"),
-        ("the song with the egg that fell off the wall", "Humpty Dumpty"),
-        ("play the song about the sheep with the wool", "Baa Baa Black Sheep"),
-        ("a song about a farm with animals", "Old MacDonald Had a Farm"),
-        ("the song about the wooden horse", "लकड़ी की काठी"),
-        ("the hindi song about the fish", "मछली जल की रानी है"),
-        ("the kannada song about an elephant", "ಆನೆ ಬಂತೊಂದಾನೆ"),
+        ("music", "the one about the spider", "The Itsy Bitsy Spider"),
+        ("music", "the song with the egg that fell off the wall", "Humpty Dumpty"),
+        ("music", "play the song about the sheep with the wool", "Baa Baa Black Sheep"),
+        ("music", "a song about a farm with animals", "Old MacDonald Had a Farm"),
+        ("music", "the song about the wooden horse", "लकड़ी की काठी"),
+        ("music", "the hindi song about the fish", "मछली जल की रानी है"),
+        ("music", "the kannada song about an elephant", "ಆನೆ ಬಂತೊಂದಾನೆ"),
+        ("story", "a story about a rabbit", "The Tortoise and the Hare"),
+        ("story", "tell me the story about the bears", "Goldilocks"),
+        ("story", "the story with the princess on the mattress", "The Princess and the Pea"),
+        ("story", "the one with the giant and the beans", "Jack and the Beanstalk"),
+        ("story", "a story about a lion and a mouse", "The Lion and the Mouse"),
     ],
 )
-def test_a_song_is_found_by_what_it_is_about(library: ServiceCache, said: str, title: str) -> None:
-    found = library.music.search_blocking(said).title
-    assert found is not None
-    assert found.title == title
-
-
-@pytest.mark.parametrize(
-    ("said", "title"),
-    [
-        ("a story about a rabbit", "The Tortoise and the Hare"),
-        ("tell me the story about the bears", "Goldilocks"),
-        ("the story with the princess on the mattress", "The Princess and the Pea"),
-        ("the one with the giant and the beans", "Jack and the Beanstalk"),
-        ("a story about a lion and a mouse", "The Lion and the Mouse"),
-    ],
-)
-def test_a_story_is_found_by_what_it_is_about(library: ServiceCache, said: str, title: str) -> None:
-    found = library.stories.search_blocking(said).title
+def test_a_title_is_found_by_what_it_is_about(library: ServiceCache, kind: str, said: str, title: str) -> None:
+    service = library.music if kind == "music" else library.stories
+    found = service.search_blocking(said).title
     assert found is not None
     assert found.title == title
 
