@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import structlog
 from livekit import rtc
 from livekit.agents import JobProcess
+from livekit.agents.ipc.log_queue import LogQueueHandler
 from livekit.agents.vad import VAD
 
 from agent.briefing.device_file import load_device_file
@@ -161,6 +164,7 @@ def prewarm(proc: JobProcess) -> None:
     except Exception as error:  # noqa: BLE001 — the room starts the engine itself then, only later
         problems["engine"] = f"{type(error).__name__}: {error}"
     parts["engine"] = round((time.perf_counter() - wall) * 1000, 1)
+    end_with_errors()
     open_tracing(common.settings)
     proc.userdata["kit"] = Kit(common, engine)
     log = structlog.get_logger(__name__)
@@ -188,6 +192,15 @@ def _start_engine() -> object:
         return source, rtc.LocalAudioTrack.create_audio_track("warm", source)
     finally:
         loop.close()
+
+
+def end_with_errors() -> None:
+    """Let this process end whatever its main function raises: the framework's log thread, no daemon, would keep one
+    whose worker was killed while it was started.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogQueueHandler):
+            Finalize(handler, handler.close, exitpriority=0)
 
 
 def report_problems(settings: Settings, problems: dict[str, str]) -> None:
