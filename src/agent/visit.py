@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, Final
 
 import structlog
 from livekit.agents import JobContext
 from livekit.agents.utils.aio import cancel_and_wait
-from livekit.api import TwirpError
 
 from agent.acquaintance import Acquaintance
 from agent.attendance import Attendance
@@ -41,12 +38,14 @@ from agent.device.messages import (
 )
 from agent.device.pulse import Pulse
 from agent.errors import AllProvidersFailed
+from agent.farewell import Farewell
 from agent.greeting.bank import Greeting
 from agent.outbox.home import writers_store
 from agent.outbox.writer import OutboxWriter
 from agent.process import Kit
 from agent.serving import Served, ServingMark
 from agent.speaker.speaker import Speaker
+from agent.tasks import Tasks
 from agent.telemetry.cost import UsageMeter
 from agent.telemetry.meter import meter
 from agent.telemetry.timeline import Timeline
@@ -55,8 +54,6 @@ from agent.telemetry.visit_record import VisitRecord
 from agent.values import device_key
 
 log = structlog.get_logger(__name__)
-
-_HANG_UP_DEADLINE: Final = 3.0
 
 
 class Visit:
@@ -102,8 +99,16 @@ class Visit:
         self.playback: Playback | None = None
         self.providers: Providers | None = None
         self.recollection: Recollection | None = None
+        self._farewell = Farewell(
+            ctx,
+            self.recorded,
+            conversation=lambda: self.conversation,
+            playback=lambda: self.playback,
+            leave=self.leave,
+        )
         self._fetching: asyncio.Task[Briefing] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks(self.log, failed="a part of the visit failed")
+        self.spawn = self._tasks.spawn
         self._steps: asyncio.Task[None] | None = None
         self._leaving = False
         self._listened = False
@@ -140,7 +145,7 @@ class Visit:
         push(self.speaker.aclose)
         push(self.ear.aclose)
         push(self.link.aclose)
-        push(self._end_tasks)
+        push(self._tasks.aclose)
         self.attendance.follow()
         self._stack.callback(self.attendance.close)
         self.link.on(AbortPlayback, self._on_abort)
@@ -246,7 +251,7 @@ class Visit:
         self.timeline.mark("end")
         self.attendance.expect(None)
         if not self._leaving and self.attendance.here and self.ctx.room.isconnected():
-            await self._end_with_worker()
+            await self._farewell.say_with_worker()
         await self._stack.aclose()
         self.log.info(
             "visit ended",
@@ -263,13 +268,6 @@ class Visit:
         await asyncio.to_thread(flush_traces)
 
     # Beside it
-
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a task that the visit supervises: a failure is logged, and it ends with the visit at the latest."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
 
     def leave(self, reason: str) -> None:
         """End the job; everything is persisted first."""
@@ -434,7 +432,7 @@ class Visit:
         if self.conversation is None or not self.conversation.started:
             if self._listened:
                 self._give_up()
-            await self._end_politely("asked to end")
+            await self._farewell.say("asked to end")
             return
         if self.playback is not None:
             self.playback.stop()
@@ -461,46 +459,7 @@ class Visit:
         self._say_goodbye("the budget is exhausted")
 
     def _say_goodbye(self, reason: str) -> None:
-        self.spawn(self._end_politely(reason), "goodbye")
-
-    async def _end_politely(self, reason: str) -> None:
-        if self.playback is not None:
-            self.playback.stop()
-        try:
-            if self.conversation is not None:
-                await self.conversation.goodbye(None)
-            else:
-                await self.recorded.say("goodbye")
-        except Exception:  # whatever the goodbye met, the visit ends: one that goes on costs
-            self.log.exception("the goodbye was not said")
-        await self._close_room()
-        self.leave(reason)
-
-    async def _end_with_worker(self) -> None:
-        """Not the visit has ended but its worker, whose time to wait for it is over."""
-        if self.conversation is None:
-            return
-        self.log.info("the worker ends, the visit says goodbye")
-        if self.playback is not None:
-            self.playback.stop()
-        await self.recorded.say("goodbye")
-        await self._close_room()
-
-    async def _close_room(self) -> None:
-        # The device hangs up with its room: one that stayed would wait for an agent.
-        try:
-            async with asyncio.timeout(_HANG_UP_DEADLINE):
-                await self.ctx.delete_room()
-        except (TimeoutError, TwirpError, OSError) as error:
-            self.log.warning("the room cannot be closed", error=type(error).__name__)
-
-    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("a part of the visit failed", part=task.get_name(), exc_info=error)
-
-    async def _end_tasks(self) -> None:
-        await cancel_and_wait(*self._tasks)
+        self.spawn(self._farewell.say(reason), "goodbye")
 
 
 def _dispatch_moments(ctx: JobContext) -> list[tuple[str, float]]:

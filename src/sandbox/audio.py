@@ -84,27 +84,37 @@ def align(heard: Pcm, reference: Pcm, rate: int = 24_000) -> tuple[int, float]:
 
 
 def blocks(heard: Pcm, reference: Pcm, rate: int = 24_000) -> list[tuple[int, float, float]]:
-    """The reference in blocks of 100 ms, each looked for within 60 ms of where the whole was found.
+    """The reference in blocks of 100 ms, each looked for within 60 ms of where its neighbour was found.
+
+    Neighbours are followed from the block that is found best where the whole lies, forwards and backwards: a busy
+    machine's jitter buffer moves the ends of a sentence by more than that, little by little.
 
     One (offset of the reference's first sample as this block shows it, normalised correlation, energy) a block that
     is not silent; correlation 0 where the place lies outside what was heard. Both must hold sound.
     """
     coarse = _peak(heard, reference)
     reach, size = rate * 60 // 1000, rate // 10
-    padded = np.concatenate([np.zeros(reach, np.int16), heard, np.zeros(reach, np.int16)])
-    result = []
-    offset = coarse
-    for start in range(0, reference.size, size):
-        block = reference[start : start + size].astype(np.float64)
-        energy = float(block @ block)
-        if not energy:
-            continue
-        window = _window(padded, coarse + start, block.size + 2 * reach)
-        lag, correlation = _best(window, block)
-        if correlation > 0.5:
-            offset = coarse + lag - reach
-        result.append((offset, correlation, energy))
-    return result
+    parts = [(start, reference[start : start + size].astype(np.float64)) for start in range(0, reference.size, size)]
+    parts = [(start, block) for start, block in parts if block.any()]
+
+    def look(start: int, block: npt.NDArray[np.float64], near: int) -> tuple[int, float]:
+        lag, correlation = _best(_window(heard, near + start - reach, block.size + 2 * reach), block)
+        return near + lag - reach, correlation
+
+    def weight(place: int) -> float:
+        return look(*parts[place], coarse)[1] * float(np.linalg.norm(parts[place][1]))
+
+    anchor = max(range(len(parts)), key=weight)
+    result: dict[int, tuple[int, float, float]] = {}
+    for way in (range(anchor, len(parts)), range(anchor, -1, -1)):
+        offset = result[anchor][0] if anchor in result else coarse
+        for place in way:
+            start, block = parts[place]
+            found, correlation = look(start, block, offset)
+            if correlation > 0.5:
+                offset = found
+            result[place] = (offset, correlation, float(block @ block))
+    return [result[place] for place in range(len(parts))]
 
 
 def _peak(heard: Pcm, reference: Pcm) -> int:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from room_support import GREETINGS, heard_greeting, longest_gap_ms, visit_ended
+from room_support import GREETINGS, SAME, heard_greeting, longest_gap_ms, visit_ended
 
 from sandbox.device import Device
 from sandbox.manager_api import BRIEFING_CALLS, DEMO_MAC, ManagerApi
@@ -14,10 +14,6 @@ from sandbox.world import World
 from world_support import StartWorld
 
 pytestmark = pytest.mark.timeout(120)
-
-SAME = 0.7
-"""Correlation from which it is this recording: another one stays below 0.45, and a jitter buffer that stretches sound
-on a busy machine costs up to 0.25."""
 
 
 async def _visit(world: World, **options: object) -> Device:

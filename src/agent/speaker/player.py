@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import structlog
@@ -16,19 +15,15 @@ from numpy.typing import NDArray
 from agent.errors import MediaError
 from agent.library.titles import Title
 from agent.speaker.delivery import Deliveries, Delivery
-from agent.speaker.gain import Ramp, falling
+from agent.speaker.gain import falling
+from agent.speaker.levels import FADE, Levels
 from agent.speaker.media_source import Mark
+from agent.speaker.news import News
 from agent.speaker.pcm import SAMPLE_RATE, Samples
 from agent.speaker.play_queue import Entry, PlayQueue
 from agent.speaker.player_types import Hold, OpenSource, PlayerEvents, PlayerSnapshot, State, StopReason
 from agent.speaker.track import Track
 
-_FADE: Final = SAMPLE_RATE // 100
-_VOLUME_RAMP: Final = SAMPLE_RATE // 20
-_DUCK_DOWN: Final = SAMPLE_RATE * 8 // 100
-_DUCK_UP: Final = SAMPLE_RATE * 30 // 100
-_DUCKED: Final = 0.22
-_SLEEP_FADE: Final = 4 * SAMPLE_RATE
 _RESTART_AFTER: Final = 3 * SAMPLE_RATE
 _START_PATIENCE: Final = 15 * SAMPLE_RATE
 _GIVE_UP_AFTER: Final = 3
@@ -63,17 +58,13 @@ class MediaPlayer:
         self._settling = False
         self._tail: NDArray[np.float32] | None = None
         self._delivered = Deliveries()
-        self._fade = Ramp(1.0)
-        self._duck = Ramp(1.0)
-        self._volume = Ramp(1.0)
-        self._dim = Ramp(1.0)
+        self._levels = Levels()
         self._sleep_at: float | None = None
         self._sleep_after_title = False
         self._failures = 0
         self._stopped_at: PlayerSnapshot | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._pending: deque[Callable[[], None]] = deque()
-        self._telling = False
+        self._news = News(_log, "player_listener_failed")
         self._closed = False
 
     # What it does
@@ -116,7 +107,7 @@ class MediaPlayer:
     @property
     def volume(self) -> int:
         """0 to 100."""
-        return round(self._volume.target * 100)
+        return self._levels.volume
 
     @property
     def sleep_left(self) -> float | None:
@@ -133,7 +124,7 @@ class MediaPlayer:
         sounding = self._mix_tail(out)
         if self._track is not None and (not self._holds or self._settling):
             sounding |= self._fill(out, delivery)
-        self._tell()
+        self._news.tell()
         if not sounding:
             return None
         self._delivered.add(delivery)
@@ -149,9 +140,7 @@ class MediaPlayer:
 
     def duck(self, on: bool) -> None:
         """Make room for speech, or take it back."""
-        target = _DUCKED if on else 1.0
-        if self._duck.target != target:
-            self._duck.to(target, _DUCK_DOWN if on else _DUCK_UP)
+        self._levels.duck(on)
 
     # Controls
 
@@ -161,9 +150,9 @@ class MediaPlayer:
         self._holds.discard(Hold.USER)
         self._failures = 0
         self._stopped_at = None
-        self._dim = Ramp(1.0)
+        self._levels.wake()
         self._load(self._queue.replace(titles), max(start_ms, 0) * SAMPLE_RATE // 1000)
-        self._tell()
+        self._news.tell()
         self._wake()
 
     def add(self, titles: Iterable[Title], *, first: bool = False) -> int:
@@ -172,7 +161,7 @@ class MediaPlayer:
         if self._track is None:
             self._load(self._queue.advance())
         self._drop_stale_prefetch()
-        self._tell()
+        self._news.tell()
         self._wake()
         return added
 
@@ -199,7 +188,7 @@ class MediaPlayer:
             self._holds.remove(hold)
             if not self._holds:
                 if not self._settling:
-                    self._fade_in()
+                    self._levels.fade_in()
                 self._settling = False
                 self._wake()
         return True
@@ -214,10 +203,10 @@ class MediaPlayer:
         self._drop_stale_prefetch()
         self._holds.discard(Hold.USER)
         self._sleep_at, self._sleep_after_title = None, False
-        self._dim = Ramp(1.0)
+        self._levels.wake()
         if not fade:
             self._tail = None
-        self._tell()
+        self._news.tell()
         self._wake()
         return playing
 
@@ -226,7 +215,7 @@ class MediaPlayer:
         self._end(StopReason.SKIPPED)
         self._holds.discard(Hold.USER)
         self._load(self._queue.advance())
-        self._tell()
+        self._news.tell()
         self._wake()
         return self._track is not None
 
@@ -241,7 +230,7 @@ class MediaPlayer:
         self._end(StopReason.SKIPPED)
         self._holds.discard(Hold.USER)
         self._load(entry)
-        self._tell()
+        self._news.tell()
         self._wake()
         return True
 
@@ -265,7 +254,7 @@ class MediaPlayer:
             self._finish(tail=True)
         else:
             self._reload(max(position_ms, 0) * SAMPLE_RATE // 1000)
-        self._tell()
+        self._news.tell()
         self._wake()
         return True
 
@@ -280,14 +269,13 @@ class MediaPlayer:
 
     def set_volume(self, percent: int) -> int:
         """Change the loudness of media; returns what it is now, 0 to 100."""
-        self._volume.to(min(max(percent, 0), 100) / 100, _VOLUME_RAMP)
-        return self.volume
+        return self._levels.set_volume(percent)
 
     def sleep_in(self, seconds: float | None) -> None:
         """End playing softly after so long; None: no more."""
         self._sleep_at = None if seconds is None else self._clock() + max(seconds, 0.0)
         self._sleep_after_title = False
-        self._dim.to(1.0, _FADE)
+        self._levels.stay_awake()
 
     def sleep_after_title(self) -> None:
         """End playing with the current title."""
@@ -315,7 +303,7 @@ class MediaPlayer:
         self._end(StopReason.SKIPPED)
         self._failures = 0
         self._stopped_at = None
-        self._dim = Ramp(1.0)
+        self._levels.wake()
         self.set_volume(snapshot.volume)
         entry = self._queue.replace([snapshot.title])
         self._queue.add(snapshot.upcoming)
@@ -324,7 +312,7 @@ class MediaPlayer:
             self._holds.add(Hold.USER)
         else:
             self._holds.discard(Hold.USER)
-        self._tell()
+        self._news.tell()
         self._wake()
 
     async def aclose(self) -> None:
@@ -334,7 +322,7 @@ class MediaPlayer:
         self._queue.clear()
         self._drop_stale_prefetch()
         self._tail = None
-        self._tell()
+        self._news.tell()
         while self._closing:
             await asyncio.wait(set(self._closing))
 
@@ -343,7 +331,7 @@ class MediaPlayer:
     def _fill(self, out: NDArray[np.float32], delivery: Delivery) -> bool:
         """Put samples of the current title, and of those after it, into `out`; whether there were any."""
         settling = self._settling
-        filled, size = 0, min(len(out), _FADE) if settling else len(out)
+        filled, size = 0, min(len(out), FADE) if settling else len(out)
         while filled < size and self._track is not None and (self._settling or not self._holds):
             track = self._track
             try:
@@ -358,8 +346,7 @@ class MediaPlayer:
                 self._finish()
                 continue
             self._announce(track)
-            gain = self._fade.take(len(block)) * self._levels(len(block))
-            out[filled : filled + len(block)] += block * gain
+            out[filled : filled + len(block)] += block * self._levels.take(len(block))
             delivery.parts.append((track, len(block)))
             filled += len(block)
         if settling:
@@ -367,9 +354,6 @@ class MediaPlayer:
             self._settling = False
         self._prefetch()
         return filled > 0
-
-    def _levels(self, samples: int) -> Any:
-        return self._volume.take(samples) * self._duck.take(samples) * self._dim.take(samples)
 
     def _mix_tail(self, out: NDArray[np.float32]) -> bool:
         if self._tail is None:
@@ -381,14 +365,10 @@ class MediaPlayer:
     def _soften_gap(self, out: NDArray[np.float32], filled: int) -> None:
         """The source is late: let what there is fade, and what comes fade in."""
         if filled:
-            soft = min(filled, _FADE // 2)
+            soft = min(filled, FADE // 2)
             out[filled - soft : filled] *= falling(soft)
         if self._track is not None and self._track.begun:
-            self._fade_in()
-
-    def _fade_in(self) -> None:
-        self._fade = Ramp(0.0)
-        self._fade.to(1.0, _FADE)
+            self._levels.fade_in()
 
     def _announce(self, track: Track) -> None:
         if track.announced:
@@ -396,22 +376,22 @@ class MediaPlayer:
         track.announced = True
         self._failures = 0
         title = track.entry.title
-        self._pending.append(lambda: self._events.started(title))
+        self._news.add(lambda: self._events.started(title))
 
     def _finish(self, *, tail: bool = False) -> None:
         """The current title is over; so is playing where the sleep timer has begun to end it, or ends it with it."""
-        asleep = self._dim.target == 0.0
+        asleep = self._levels.falling_asleep
         self._end(StopReason.STOPPED if asleep else StopReason.ENDED, tail=tail)
         if asleep or self._sleep_after_title:
             self._sleep_after_title = False
-            self._dim = Ramp(1.0)
+            self._levels.wake()
             self._queue.clear()
             self._drop_stale_prefetch()
             return
         self._load(self._queue.advance())
 
     def _fail(self, track: Track, error: MediaError) -> None:
-        if self._dim.target == 0.0:
+        if self._levels.falling_asleep:
             self._finish()
             return
         title = track.entry.title
@@ -422,7 +402,7 @@ class MediaPlayer:
     def _report(self, title: Title, error: MediaError) -> None:
         self._failures += 1
         _log.warning("media_failed", kind=title.kind, title_id=title.id, problem=str(error))
-        self._pending.append(lambda: self._events.problem(title, error))
+        self._news.add(lambda: self._events.problem(title, error))
 
     def _load(self, entry: Entry | None, start: int = 0, marks: tuple[Mark, ...] = ()) -> None:
         """Make `entry` the current title, or the first after it that can be opened."""
@@ -433,14 +413,14 @@ class MediaPlayer:
                 break
             if self._prefetched is not None and self._prefetched.entry is entry and not start:
                 self._track, self._prefetched = self._prefetched, None
-                self._fade = Ramp(1.0)
+                self._levels.full()
                 return
             track = self._open_track(entry, start, marks)
             if track is not None:
                 self._track = track
-                self._fade = Ramp(1.0)
+                self._levels.full()
                 if start:
-                    self._fade_in()
+                    self._levels.fade_in()
                 break
             entry, start, marks = self._queue.advance(), 0, ()
         self._drop_stale_prefetch()
@@ -464,10 +444,10 @@ class MediaPlayer:
         self._take_tail(track)
         self._close(track)
         self._track = self._open_track(track.entry, position, marks, sounded=track.announced)
-        self._fade_in()
+        self._levels.fade_in()
         if self._track is None:
             if track.announced:
-                self._pending.append(lambda: self._events.stopped(track.entry.title, StopReason.BROKEN))
+                self._news.add(lambda: self._events.stopped(track.entry.title, StopReason.BROKEN))
             self._load(self._queue.advance())
 
     def _end(self, reason: StopReason, *, tail: bool = True) -> None:
@@ -481,21 +461,18 @@ class MediaPlayer:
         self._close(track)
         if track.announced:
             title = track.entry.title
-            self._pending.append(lambda: self._events.stopped(title, reason))
+            self._news.add(lambda: self._events.stopped(title, reason))
 
     def _take_tail(self, track: Track) -> None:
         """Keep a few milliseconds of a title that ends in the middle, to fade out in the next pull."""
         if (self._holds and not self._settling) or not track.begun:
             return
         try:
-            block = track.take(_FADE)
+            block = track.take(FADE)
         except MediaError:
             return
         if block is not None and len(block):
-            self._tail = block * falling(len(block)) * np.float32(self._level_now())
-
-    def _level_now(self) -> float:
-        return self._fade.level * self._volume.level * self._duck.level * self._dim.level
+            self._tail = block * falling(len(block)) * np.float32(self._levels.now)
 
     def _prefetch(self) -> None:
         """Load the next title once the current one needs its source no more."""
@@ -525,30 +502,15 @@ class MediaPlayer:
     def _check_sleep(self) -> None:
         if self._track is None:
             return
-        if self._dim.level == 0.0:
+        if self._levels.asleep:
             self.stop(fade=False)
         elif self._sleep_at is not None and self._clock() >= self._sleep_at:
             self._sleep_at = None
             if self._holds:
                 self.stop()
             else:
-                self._dim.to(0.0, _SLEEP_FADE)
+                self._levels.fall_asleep()
 
     def _wake(self) -> None:
         if self.on_wake is not None and not self._closed:
             self.on_wake()
-
-    def _tell(self) -> None:
-        """Call the listeners, in order, never within each other."""
-        if self._telling:
-            return
-        self._telling = True
-        try:
-            while self._pending:
-                call = self._pending.popleft()
-                try:
-                    call()
-                except Exception:  # noqa: BLE001 — a listener's bug must not silence the music
-                    _log.exception("player_listener_failed")
-        finally:
-            self._telling = False
