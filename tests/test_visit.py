@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,11 +182,12 @@ async def test_asked_to_end_before_there_is_a_conversation_it_says_goodbye_and_e
 
 
 class Model(LLM):
-    """Fails, or has nothing to say."""
+    """Fails, or has these words, or none, to say."""
 
-    def __init__(self, *, fails: bool) -> None:
+    def __init__(self, *, fails: bool = False, words: str = "") -> None:
         super().__init__()
         self.fails = fails
+        self.words = words
 
     def chat(self, *, chat_ctx: ChatContext, tools: Any = None, **_: Any) -> LLMStream:  # type: ignore[override]
         return Reply(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=APIConnectOptions(max_retry=0))
@@ -193,9 +195,10 @@ class Model(LLM):
 
 class Reply(LLMStream):
     async def _run(self) -> None:
-        if cast("Model", self._llm).fails:
+        model = cast("Model", self._llm)
+        if model.fails:
             raise APIConnectionError(retryable=False)
-        self._event_ch.send_nowait(ChatChunk(id="1", delta=ChoiceDelta(role="assistant", content="")))
+        self._event_ch.send_nowait(ChatChunk(id="1", delta=ChoiceDelta(role="assistant", content=model.words)))
 
 
 class Mute(TTS):
@@ -207,8 +210,12 @@ class Mute(TTS):
 
 
 class Silence(ChunkedStream):
+    """No sound for what is to be said; where there are words it never comes."""
+
     async def _run(self, output_emitter: AudioEmitter) -> None:
         output_emitter.initialize(request_id="1", sample_rate=RATE, num_channels=1, mime_type="audio/pcm")
+        if self.input_text:
+            await asyncio.Event().wait()
 
 
 class Plan:
@@ -245,6 +252,21 @@ async def test_asked_to_end_while_the_model_says_nothing_it_says_the_recorded_go
     states = [m["data"] for m in world.room.told[before:] if m["type"] == "agent_state_changed"]
     assert states[-1] == {"old_state": "speaking", "new_state": "listening"}
     assert world.job.ended is None, "the gateway hangs up"
+    world.visit.leave("the test is over")
+
+
+async def test_the_recorded_goodbye_is_heard_though_the_models_own_has_begun_without_a_voice(
+    enter: Callable[..., World],
+) -> None:
+    world = enter(plan=Plan(Model(words="Good night, sleep well.")))
+    await asyncio.wait_for(asyncio.shield(world.running), DEADLINE)
+    await asyncio.wait_for(world.visit.greeted.wait(), DEADLINE)
+    await world.until(world.silent)
+    world.room.receive({"type": "end_prompt", "prompt": "Say goodbye."})
+    await world.until(lambda: world.said[-1] == "A goodbye." and world.audible())
+    begun = time.monotonic()
+    await world.until(world.silent)
+    assert time.monotonic() - begun > 0.1, "it was cut off"
     world.visit.leave("the test is over")
 
 

@@ -22,6 +22,7 @@ from agent.conversation.resume import Resumed, resume_store
 from agent.device.identity import RoomIdentity
 from agent.errors import ResumeError
 from agent.greeting.bank import Greeting
+from agent.greeting.languages import normalise
 from agent.process import Shared
 from agent.values import RESCUE
 
@@ -107,8 +108,8 @@ class Acquaintance:
 
     @property
     def language(self) -> str | None:
-        """The best language that somebody named; None where only the setting does."""
-        return next((language for language in self.languages()[:-1] if language), None)
+        """The tag of the best language that somebody named; None where only the setting does."""
+        return next((tag for language in self.languages()[:-1] if (tag := normalise(language))), None)
 
     def greeting(self) -> Greeting | None:
         """What the device should hear first: None where nothing recorded fits."""

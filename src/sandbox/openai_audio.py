@@ -41,7 +41,8 @@ class TranscriptionApi:
     """`POST /v1/audio/transcriptions`: json, verbose_json, text and streamed answers.
 
     With `answers` set, each request takes the next of them (the last one stays); else `hearing` decodes the sound.
-    Silence is always answered with an empty text.
+    Silence is always answered with an empty text. `textless`: all else with a status of 200 and an error, as some
+    servers do.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TranscriptionApi:
         self.behaviour = Behaviour()
         self.calls: list[Heard] = []
         self.key = key
+        self.textless = False
 
     def routes(self) -> list[web.RouteDef]:
         """Routes below `/v1`."""
@@ -97,6 +99,8 @@ class TranscriptionApi:
         )
         if fate.nonsense:
             return web.Response(text="<html><body>It works!</body></html>", content_type="text/html")
+        if self.textless:
+            return web.json_response({"error": "failed to process audio"})
         if form.get("stream") == "true":
             return await self._streamed(request, fate, text)
         await fate.before_body(request)

@@ -386,6 +386,37 @@ async def test_a_device_that_drops_hears_again_what_it_has_missed(visit: Visit) 
     assert visit.quiet(), "what the child has paused stays paused"
 
 
+async def test_a_title_that_begins_while_the_device_is_gone_is_heard_from_its_start(visit: Visit) -> None:
+    playback = visit.playback
+    playback.device_there()
+    assert await playback.play_any("story")
+    await visit.hear(4 * RATE)  # it had vanished before: no sign of life came while this sounded
+    playback.dropped(True)
+    assert playback.player.position_ms == 0
+    playback.dropped(False)
+    await visit.hear(RATE)
+    playback.stop()
+    playback.dropped(True)
+    assert await playback.play_any("story")
+    assert visit.quiet(), "nobody is there to hear it"
+    playback.dropped(False)
+    assert await visit.hear(RATE) >= RATE
+    assert playback.player.position_ms <= 1100
+
+
+async def test_go_on_is_for_the_model_once_a_title_has_come_to_its_end(visit: Visit) -> None:
+    playback = visit.playback
+    assert await playback.play_any("music")
+    await visit.hear(10_000 * RATE)
+    assert playback.player.current is None
+    assert playback.understand("go on") is None, "there is nothing that could go on"
+    assert playback.understand("again") is Control.AGAIN
+    assert await playback.play_any("music")
+    await visit.hear(RATE)
+    playback.stop()
+    assert playback.understand("go on") is Control.RESUME
+
+
 async def test_what_played_goes_on_in_a_later_visit_at_its_second(visit: Visit, loaded: Settings) -> None:
     assert await visit.playback.play_any("story")
     await visit.hear(30_000)

@@ -57,6 +57,8 @@ APOLOGY_PAUSE = 8.0
 """Seconds between two recorded apologies: a child that goes on talking is not told every time."""
 GOODBYE_DEADLINE = 4.0
 """Seconds within which a goodbye of the model's own must begin to sound; else the recorded one does."""
+INTERRUPTED_WITHIN = 1.0
+"""Seconds in which a reply that was given up has left the speaker."""
 FACE = (
     "When a reply begins with an emoji, the toy shows it as its face: it stands in the reply's text alone, and you "
     "never say, describe or act it out."
@@ -213,6 +215,8 @@ class Conversation:
                     return
                 if not waiting.done():
                     handle.interrupt(force=True)
+                    # Its end clears the speaker: what is said next must come after it.
+                    await asyncio.wait({waiting}, timeout=INTERRUPTED_WITHIN)
             finally:
                 self._parting = False
                 started.cancel()

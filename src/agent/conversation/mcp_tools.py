@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 from livekit.agents.llm import Tool
@@ -14,6 +15,8 @@ log = structlog.get_logger(__name__)
 
 DEADLINE: Final = 10.0
 """Seconds a server has to tell its tools."""
+CLOSING: Final = 2.0
+"""Seconds it has to say goodbye: the visit's room and process wait for it."""
 
 
 class McpTools:
@@ -33,12 +36,18 @@ class McpTools:
                 await server.initialize()
                 return list(await server.list_tools())
         except Exception as error:  # noqa: BLE001 — whatever the client raises, it costs these tools and nothing else
-            log.warning("the tools of an MCP server are not there", server=server.url, error=f"{type(error).__name__}")
+            log.warning("the tools of an MCP server are not there", server=_host(server), error=type(error).__name__)
             return []
 
     async def aclose(self) -> None:
-        """Close every connection; one that cannot be closed is logged."""
-        outcomes = await asyncio.gather(*(server.aclose() for server in self._servers), return_exceptions=True)
+        """Close every connection; one that cannot be closed, or not within CLOSING seconds, is logged."""
+        closing = (asyncio.wait_for(server.aclose(), CLOSING) for server in self._servers)
+        outcomes = await asyncio.gather(*closing, return_exceptions=True)
         for server, outcome in zip(self._servers, outcomes, strict=True):
             if isinstance(outcome, BaseException):
-                log.warning("an MCP server cannot be left in order", server=server.url, error=type(outcome).__name__)
+                log.warning("an MCP server cannot be left in order", server=_host(server), error=type(outcome).__name__)
+
+
+def _host(server: MCPServerHTTP) -> str:
+    """The server's host alone: the path of its address may be a key."""
+    return urlsplit(server.url).hostname or "?"

@@ -94,6 +94,7 @@ class Playback:
         self.stops = 0
         """How often everything was stopped: a title that was looked for before that is wanted no more."""
         self._heard: tuple[Title | None, int] = (None, 0)
+        self._seen = self._away = False
         self._stopped_at = float("-inf")
         self._child_speaks = False
         self._stoppable_until = float("-inf")
@@ -145,6 +146,9 @@ class Playback:
         self._wishes += 1
         self._awaits_words = held
         self.player.play(titles, start_ms=start_ms)
+        self._unheard(titles[0] if titles else None, start_ms)
+        if self._away:
+            self.player.pause(Hold.DROP)
         if held or self._child_speaks:
             self.player.pause(Hold.SPEECH)
         else:
@@ -230,8 +234,9 @@ class Playback:
             return control
         if control is Control.STOP:
             return control if self._something_to_stop or self._speaker.speaking else None
-        again = control in {Control.RESUME, Control.AGAIN} and time.monotonic() - self._stopped_at < RECENTLY
-        return control if again else None
+        recent = time.monotonic() - self._stopped_at < RECENTLY
+        again = control is Control.AGAIN or (control is Control.RESUME and self.player.resumable)
+        return control if recent and again else None
 
     def control(self, control: Control) -> None:
         """Do it, now."""
@@ -316,16 +321,23 @@ class Playback:
 
     def device_there(self) -> None:
         """The device was there a moment ago: what had sounded by then was heard."""
+        self._seen = True
         if self.sounding:
             self._heard = (self.player.current, max(self.player.position_ms - UNSURE_MS, 0))
 
     def dropped(self, dropped: bool) -> None:
         """The device has lost its connection, or is back: then it hears again what it has missed."""
+        self._away = dropped
         if not dropped:
             self.player.resume(Hold.DROP)
         elif self.player.pause(Hold.DROP):
             self._speaker.drop_queue()
             self._go_back()
+
+    def _unheard(self, title: Title | None, position_ms: int) -> None:
+        """Nothing of a title from here on was heard, as far as signs of life of this device tell."""
+        if self._seen:
+            self._heard = (title, position_ms)
 
     def _go_back(self) -> None:
         (title, heard), self._heard = self._heard, (None, 0)
@@ -382,6 +394,8 @@ class Playback:
 
     def started(self, title: Title) -> None:
         """The title's first sample is on its way to the child."""
+        if self._heard[0] is not title:
+            self._unheard(title, 0)
         self._history = [*self._history, title.id][-HISTORY_MAX:]
         meter.count("toy_titles_started", kind=title.kind)
         self._link.send(

@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from agent.briefing.profile import Voice
 from agent.conversation.language_model import SteadyLLM
 from agent.conversation.realtime import RealtimeSockets, SteadyRealtime, reply_watching_session
+from agent.conversation.recogniser_languages import hint
 from agent.conversation.standby import Lineup
 from agent.conversation.transcriber import Transcriber
 from agent.conversation.voice import SteadyTTS
@@ -262,12 +263,13 @@ class Providers:
     # Who is asked, best first
 
     def _hearers(self, language: str | None) -> list[stt.STT[Any]]:
+        told = hint(language)
         return [
             openai_plugin.STT(
                 model=model,
                 client=self._client(server),
-                language=language.split("-")[0].lower() if language else "",
-                detect_language=language is None,
+                language=told or "",
+                detect_language=told is None,
                 use_realtime=False,
             )
             for server, model in self._plan.hearers()

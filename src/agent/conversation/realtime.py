@@ -18,6 +18,7 @@ from livekit.plugins.openai.realtime.realtime_model import process_base_url
 from openai.types.realtime import AudioTranscription
 from openai.types.realtime.realtime_audio_input_turn_detection import ServerVad
 
+from agent.conversation.recogniser_languages import hint
 from agent.errors import AllProvidersFailed
 from agent.telemetry.meter import meter
 
@@ -60,8 +61,8 @@ class SteadyRealtime(RealtimeModel):
         connect: APIConnectOptions = RECONNECT,
     ) -> None:
         transcription = AudioTranscription(model=transcription_model)
-        if language:
-            transcription.language = language.split("-")[0].lower()
+        if told := hint(language):
+            transcription.language = told
         super().__init__(
             model=model,
             base_url=base_url,

@@ -110,6 +110,7 @@ class Lineup(Generic[T]):
         order = self.order()
         waiting = order * 2 if len(order) == 1 else order
         asked: dict[asyncio.Task[R], Candidate[T]] = {}
+        silent: set[asyncio.Task[R]] = set()  # for longer than is waited for anybody
         began = self._clock()
         ends = asyncio.get_running_loop().time() + deadline
         reasons: list[str] = []
@@ -125,14 +126,16 @@ class Lineup(Generic[T]):
                 done, _ = await asyncio.wait(
                     asked, timeout=min(left, patience) if waiting else left, return_when=asyncio.FIRST_COMPLETED
                 )
+                if not done:
+                    silent.update(asked)
                 for task in done:
                     candidate = asked.pop(task)
                     error = task.exception()
                     if error is None:
                         winner = task
                         self.worked(candidate, began)
-                        for late in asked.values():
-                            if late is not candidate:
+                        for other, late in asked.items():
+                            if other in silent and late is not candidate:
                                 self.failed(late, TimeoutError())
                         return candidate, task.result()
                     if not isinstance(error, Exception):

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from livekit import rtc
-from livekit.agents import APIConnectOptions, stt, utils, vad
+from livekit.agents import APIConnectionError, APIConnectOptions, stt, utils, vad
 from livekit.agents.stt import SpeechData, SpeechEvent, SpeechEventType
 from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from livekit.agents.utils.aio import cancel_and_wait
@@ -80,7 +80,10 @@ class Transcriber(stt.STT[Any]):
         """The words in `sound`; None for no words. Raises AllProvidersFailed."""
 
         async def begin(client: stt.STT[Any]) -> SpeechEvent:
-            return await client.recognize(sound, conn_options=ONCE)
+            event = await client.recognize(sound, conn_options=ONCE)
+            if not all(isinstance(found.text, str) for found in event.alternatives):
+                raise APIConnectionError("the answer holds no text")  # some servers tell of an error by status 200
+            return event
 
         _, event = await self.lineup.race(begin, patience=self._patience, deadline=self._deadline)
         found = event.alternatives[0] if event.alternatives else None
@@ -202,6 +205,10 @@ class _Listening(stt.RecognizeStream):
             except AllProvidersFailed as error:
                 log.error("nobody could transcribe", error=str(error))
                 self._transcriber.on_failed(error)
+                continue
+            except Exception as error:  # a bug costs this sentence: without this loop nothing would be heard any more
+                log.exception("a sentence could not be transcribed")
+                self._transcriber.on_failed(AllProvidersFailed(self._transcriber.lineup.kind, type(error).__name__))
                 continue
             if found is not None:
                 self._event_ch.send_nowait(

@@ -84,6 +84,11 @@ class MediaPlayer:
         return self._track is not None and Hold.USER not in self._holds
 
     @property
+    def resumable(self) -> bool:
+        """Whether `resume` would find something: a title, or what `stop` has ended."""
+        return self._track is not None or self._stopped_at is not None
+
+    @property
     def current(self) -> Title | None:
         """The title that plays, starts or is paused."""
         return self._track.entry.title if self._track is not None else None

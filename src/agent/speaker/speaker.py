@@ -23,6 +23,7 @@ from livekit.agents.voice import io
 from numpy.typing import NDArray
 
 from agent.speaker.heard import USERDATA_TRANSCRIPT, Transcript
+from agent.tasks import Tasks
 
 SAMPLE_RATE = 24_000
 CHUNK = SAMPLE_RATE // 50
@@ -97,6 +98,7 @@ class Speaker(io.AudioOutput):
         self._paused = False
         self._sent: deque[_Sent] = deque(maxlen=QUEUE_MS // 20 + 4)
         self._wake = asyncio.Event()
+        self._tasks = Tasks(log, failed="the room is silent from now on")
         self._pump: asyncio.Task[None] | None = None
         self._media: Media | None = None
         self._ambience: Media | None = None
@@ -121,13 +123,12 @@ class Speaker(io.AudioOutput):
         await self._publication.wait_for_subscription()
         self._subscribed.set()
         if self._pump is None:
-            self._pump = asyncio.create_task(self._run(), name="speaker")
+            self._pump = self._tasks.spawn(self._run(), "speaker")
 
     async def aclose(self) -> None:
         """End every utterance as interrupted, stop the pump, and give the track up."""
         self.stop_speech()
-        if self._pump is not None:
-            await cancel_and_wait(self._pump)
+        await self._tasks.aclose()
         await self._source.aclose()
 
     # What sounds

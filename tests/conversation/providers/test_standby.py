@@ -83,6 +83,24 @@ async def test_one_that_is_silent_gets_company_and_is_called_off() -> None:
     assert line.order()[0].name == "b"
 
 
+async def test_one_that_was_asked_a_moment_ago_is_not_blamed_for_the_other_s_answer() -> None:
+    asked = asyncio.Event()
+
+    class Late(Provider):
+        async def answer(self) -> str:
+            await asked.wait()
+            return self.name
+
+    class Beside(Provider):
+        async def answer(self) -> str:
+            asked.set()
+            return await super().answer()
+
+    line = lineup(Late("a"), Beside("b", "silent"))
+    assert await ask(line, deadline=10) == "a"
+    assert [candidate.total_failures for candidate in line.candidates] == [0, 0]
+
+
 async def test_an_answer_to_an_older_question_does_not_end_a_rest() -> None:
     clock = Clock()
     a = Provider("a")

@@ -9,6 +9,7 @@ from livekit.agents.vad import VAD
 from livekit.plugins import openai
 from provider_speech import frames, quiet, spoken
 
+from agent.conversation.recogniser_languages import hint
 from agent.conversation.standby import Lineup
 from agent.conversation.transcriber import Transcriber
 from agent.conversation.turn_taking import load_vad
@@ -143,3 +144,24 @@ async def test_no_words_make_no_transcript(scene: Scene, main: ProviderServer) -
     heard = await scene.hear(quiet(0.3), spoken("hello who are you"), quiet(0.8), spoken(DRAGON), quiet(1.0))
     assert texts(heard, FINAL) == [DRAGON]
     assert texts(heard, PREFLIGHT) in ([], [DRAGON])
+
+
+async def test_an_answer_without_a_text_costs_its_sentence_and_not_the_ear(
+    scene: Scene, main: ProviderServer, standby: ProviderServer
+) -> None:
+    main.transcription.textless = True
+    assert texts(await scene.hear(quiet(0.3), spoken(DRAGON), quiet(1.0)), FINAL) == [DRAGON]
+    standby.transcription.textless = True
+    assert texts(await scene.hear(quiet(0.3), spoken(DRAGON), quiet(1.0)), FINAL) == []
+    assert scene.failures[0].kind == "speech-to-text"
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("en", "en"), ("hi-IN", "hi"), ("zh_CN", "zh"), ("English", "en"), ("தமிழ்", "ta"), ("nb", "no"),
+        ("or-IN", None), ("xx", None), ("cn", None), ("auto", None), ("unknown", None), ("", None), (None, None),
+    ],
+)  # fmt: skip
+def test_recognisers_are_told_only_languages_they_know(language: str | None, told: str | None) -> None:
+    assert hint(language) == told
