@@ -1,6 +1,7 @@
 # The worker in a container: locked packages, model files fetched at build, no root, read-only root file system.
 #   docker build -t toy-voice-agent .
 #   docker run --read-only --tmpfs /tmp -v toy-state:/state --env-file .env toy-voice-agent
+# Values in that file stand without quotation marks: docker would keep them.
 
 FROM python:3.11-slim AS build
 WORKDIR /build

@@ -16,8 +16,9 @@ log = structlog.get_logger(__name__)
 
 BEAT_EVERY: Final = 1.0
 """Seconds between two signs of life of a worker's agents."""
-DEAD_AFTER: Final = 4.0
-"""Seconds without one after which an agent is dead: LiveKit shows it for some twenty."""
+DEAD_AFTER: Final = 6.0
+"""Seconds without one after which an agent is dead: LiveKit shows it for some twenty. A machine that alone loses Redis
+for so long is taken for dead, too: its visits go on elsewhere."""
 _TRUSTED_AFTER: Final = 2 * DEAD_AFTER
 _REMEMBERED: Final = 120
 _TIMEOUT: Final = 1.0

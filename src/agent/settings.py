@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     enable_parallel_api: Flag = Field(default=Rollout(100), examples=["true"])
     """Fetch agent id, prompt and child side by side; off: one after the other."""
     enable_api_cache: Flag = Field(default=Rollout(100), examples=["true"])
-    """Keep the Manager API's answers on disk for `API_CACHE_TTL`."""
+    """Keep the Manager API's answers: fresh for `API_CACHE_TTL`, then the last known. Off: a failed call has none."""
     api_cache_ttl: float = Field(default=300.0, ge=0, le=86400 * 30, examples=["300"])
     """For how many seconds a cached answer counts as fresh."""
     api_cache_max_age: float = Field(default=30 * 86400.0, ge=60, examples=["2592000"])

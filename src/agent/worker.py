@@ -81,13 +81,13 @@ def build_server(settings: Settings, state: WorkerState) -> AgentServer:
             return
         if (obstacle := state.obstacle()) is not None:
             await elsewhere(request, *obstacle)
-        elif not joins.take("worker"):
-            await elsewhere(request, "rate", "too many rooms a minute")
-        elif not visits.take(device.mac):
+        elif not visits.take(device.mac):  # first: one device in a loop takes nothing of the others' rate
             # Another worker's pool is not to be eaten either. Whoever stays gets an agent after a while.
             state.refuse("device_rate")
             log.warning("room refused", reason="its device comes too often", job_id=request.id)
             await request.reject(terminate=True)
+        elif not joins.take("worker"):
+            await elsewhere(request, "rate", "too many rooms a minute")
         else:
             # Returns when a process has the job; raises when LiveKit assigns it to none in time, or none can be had.
             with state.accepting(request.id, request.room.name):

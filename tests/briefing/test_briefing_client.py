@@ -332,7 +332,9 @@ async def test_code_500_means_no_child_profile(message: str) -> None:
             await client.aclose()
 
 
-@pytest.mark.parametrize("message", ["Server internal exception", "服务器内部异常", "query timeout"])
+@pytest.mark.parametrize(
+    "message", ["Server internal exception", "服务器内部异常", "query timeout", "Failed to load child profile"]
+)
 async def test_code_500_that_speaks_of_a_failure_is_one(message: str) -> None:
     async with ManagerApi() as api:
         client = client_for(api)

@@ -111,6 +111,8 @@ async def test_it_remembers_across_its_own_death_and_repeats_add_nothing(
     await memory.aclose()
     await again.aclose()
     assert list(home.iterdir()) == [], "nothing is written outside STATE_DIR"
+    kept = [path for path in settings.state_dir.rglob("*") if path.is_file() and b"he is called" in path.read_bytes()]
+    assert kept == [], "what is remembered is kept, not the words it was told in"
     assert mem0_socket(settings).parent.stat().st_mode & 0o777 == 0o700
 
 

@@ -320,3 +320,27 @@ async def test_http_faults_end_in_every_line_once_and_in_order(path: Path, couri
         await receiver.until(lambda: receiver.total == 10)
         assert receiver.kept == {"aa": list("01234"), "bb": list("01234")}
         assert receiver.repeats == 1
+
+
+async def tried_again(script: Script) -> None:
+    before = len(script.tried)
+    await script.until(lambda: len(script.tried) > before or "aa2" in script.taken)
+
+
+async def test_an_item_that_alone_is_refused_for_hours_holds_its_lane_no_longer(
+    path: Path, couriers: list[OutboxCourier]
+) -> None:
+    script = Script({"aa1": [Unavailable("its text cannot be stored")] * 1000})
+    store = SqliteOutbox(path)
+    store.add([line("aa", 1), line("aa", 2)])
+    couriers.append(OutboxCourier(SqliteOutbox(path), {"chat": script}, timing=QUICK, stubborn_attempts=4))
+    couriers[0].start()
+    await script.until(lambda: script.tried.count("aa1") >= 8)
+    assert (await couriers[0].stats())["chat"].dead == 0, "nothing gets through: its receiver may be away"
+    number = 0
+    while "aa2" not in script.taken:
+        number += 1
+        store.add([line("bb", number)])
+        await script.until_taken(f"bb{number}")
+        await tried_again(script)
+    assert [item.key for item, _ in SqliteOutbox(path).dead_items()] == ["chat-aa-1"]

@@ -25,6 +25,7 @@ from agent.outbox.items import Lane, OutboxItem, OutboxSink
 from agent.outbox.sqlite import SqliteOutbox
 from agent.redis_client import connect
 from agent.settings import Settings
+from sandbox.processes import free_port
 from sandbox.redis_server import RedisServer
 
 
@@ -71,6 +72,18 @@ async def test_any_machines_worker_delivers_what_another_has_put(tmp_path: Path,
     async with Receiver() as receiver, Worker(settings(tmp_path / "other", redis), receiver):
         await receiver.until(lambda: receiver.total == 3)
     assert receiver.kept == {"aa": ["1", "2", "3"]}
+
+
+async def test_what_waited_for_a_redis_that_is_there_no_more_is_delivered(tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    gone = Settings(_env_file=None, state_dir=tmp_path, redis_url=url)  # type: ignore[call-arg]
+    put(writers_store(gone), 1, 2)
+    assert waiting(gone) == 2
+    alone = Settings(_env_file=None, state_dir=tmp_path)  # type: ignore[call-arg]
+    put(writers_store(alone), 3)
+    async with Receiver() as receiver, Worker(alone, receiver):
+        await receiver.until(lambda: receiver.total == 3)
+    assert sorted(receiver.kept["aa"]) == ["1", "2", "3"]
 
 
 def waiting(where: Settings) -> int:

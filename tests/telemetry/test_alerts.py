@@ -106,8 +106,9 @@ CASES: list[tuple[str, str, dict[str, str], bool]] = [
         {"toy_warm_processes": "0x60", "toy_warm_processes_wanted": "3x60", "toy_draining": "1x60"},
         False,
     ),
-    ("ToyWorkerGone", "down", {'up{job="toy"}': "0x60"}, True),
-    ("ToyWorkerGone", "up", {'up{job="toy"}': "1x60"}, False),
+    ("ToyWorkerGone", "down", {'up{job="toy"}': "0x60", "toy_build_info": "1x60"}, True),
+    ("ToyWorkerGone", "no longer scraped", {'up{job="prometheus"}': "1x60"}, True),
+    ("ToyWorkerGone", "up", {'up{job="toy"}': "1x60", "toy_build_info": "1x60"}, False),
     ("ToyVisitsLost", "one", {'toy_visits_finished_total{outcome="lost"}': "0x25 1x60"}, True),
     ("ToyVisitsLost", "none", {'toy_visits_finished_total{outcome="lost"}': "4x60"}, False),
 ]

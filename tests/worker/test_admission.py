@@ -155,3 +155,12 @@ async def test_a_device_in_a_loop_is_refused_by_all_and_another_is_not(tmp_path:
     assert list(looping.rejected.values()) == [True]
     await looping.ask()
     assert len(looping.accepted) == DEVICE_BURST + 1
+
+
+async def test_a_device_in_a_loop_takes_nothing_of_the_others_rate(tmp_path: Path) -> None:
+    looping = door(tmp_path, max_rooms=100, joins_per_minute=2 * (DEVICE_BURST + 1))
+    looping.launched.set()
+    for _ in range(20 * DEVICE_BURST):
+        await looping.ask("6825ddbbf3a0")
+    await looping.ask()
+    assert len(looping.accepted) == DEVICE_BURST + 1

@@ -90,6 +90,7 @@ def build_memory(settings: Settings, embedder: TextEmbedder) -> Any:
     Sets `MEM0_TELEMETRY` and `MEM0_DIR` in this process's environment, so call it before anything imports mem0.
     """
     folder = private_dir(settings.state_dir / "mem0")
+    (folder / "history.db").unlink(missing_ok=True)  # of earlier releases
     os.environ["MEM0_TELEMETRY"] = "False"
     os.environ["MEM0_DIR"] = str(folder)
     # Mem0 would prefer another provider where it finds its key.
@@ -124,7 +125,8 @@ def build_memory(settings: Settings, embedder: TextEmbedder) -> Any:
             },
             # Replaced below; its constructor opens nothing.
             "embedder": {"provider": "openai", "config": {"api_key": key, "openai_base_url": base_url}},
-            "history_db_path": str(folder / "history.db"),
+            # Mem0 keeps what was said for ever there: nothing reads it but the extraction of the same visit.
+            "history_db_path": ":memory:",
             "custom_instructions": _EXTRACTION,
         }
     )

@@ -179,8 +179,13 @@ def _move_memory(body: str) -> tuple[str, bool]:
     return re.sub(r"\n{3,}", "\n\n", before + _POINTER + after).strip(), True
 
 
+def harmless_memories(memories: Sequence[str]) -> list[str]:
+    """The first MEMORIES_MAX memories as lines of up to MEMORY_MAX characters that carry no orders for the model."""
+    return [line for memory in memories[:MEMORIES_MAX] if (line := harmless(memory, MEMORY_MAX))]
+
+
 def _memory_block(memories: Sequence[str], marked: bool) -> str:
-    lines = [line for memory in memories[:MEMORIES_MAX] if (line := harmless(memory, MEMORY_MAX))]
+    lines = harmless_memories(memories)
     if not lines and not marked:
         return ""
     return "\n".join(["<memory>", *(f"- {line}" for line in lines or [_NOTHING_YET]), "</memory>"])

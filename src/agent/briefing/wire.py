@@ -22,7 +22,6 @@ MUST_BIND_FIRST: Final = 10042
 _LANGUAGE: Final = re.compile(LANGUAGE_PATTERN)
 _BIND_CODE: Final = re.compile(r"(?<![0-9A-Za-z:])[0-9]{4,8}(?![0-9A-Za-z:])")
 _SHORT_CODE: Final = re.compile(r"[0-9A-Za-z]{4,8}")
-_ABOUT_CHILD: Final = re.compile(r"child|kid|profile", re.IGNORECASE)
 _ABOUT_FAILURE: Final = re.compile(
     r"internal|exception|error|fail|time.?out|服务器|内部|异常|错误|失败|超时", re.IGNORECASE
 )
@@ -181,7 +180,7 @@ class Envelope:
     def child(self) -> Child | None:
         """None when there is no profile: code 500, as long as its message does not speak of a failure instead."""
         message = self._body.msg or ""
-        if self.code == GENERIC and (_ABOUT_CHILD.search(message) or not _ABOUT_FAILURE.search(message)):
+        if self.code == GENERIC and not _ABOUT_FAILURE.search(message):
             return None
         data = self.data()
         if data is None:

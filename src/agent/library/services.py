@@ -77,7 +77,7 @@ class LibraryService:
         self._home_reason = home_reason
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
-        self._seen: str | None = None
+        self._seen: tuple[str, int, int] | None = None
         self._problem = ""
 
     @property
@@ -91,7 +91,7 @@ class LibraryService:
         loaded = self._loaded
         if loaded is not None:
             return loaded.snapshot.meta.count > 0
-        current = self._store.current()
+        current = self._store.state()
         return current is not None and current != self._seen
 
     @property
@@ -107,14 +107,14 @@ class LibraryService:
         return ServiceStatus(True, self._problem or home, meta.count, meta.version)
 
     def refresh(self) -> bool:
-        """Take over the current version where it is another one than before; True if so. One system call if not.
+        """Take over the current version where it is another one than before; True if so. Two system calls if not.
 
-        A version that cannot be used leaves the one before it in use.
+        A version that cannot be used leaves the one before it in use, until it, or another, is written again.
         """
-        if self._store.current() == self._seen and self._seen is not None:
+        if self._store.state() == self._seen and self._seen is not None:
             return False
         with self._lock:
-            current = self._store.current()
+            current = self._store.state()
             if current == self._seen:
                 return False
             try:

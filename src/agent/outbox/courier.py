@@ -7,6 +7,7 @@ import contextlib
 import functools
 import random
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class OutboxCourier:
     """Delivers what stands in `store` through `deliverers`, one callable a kind; other kinds wait.
 
     Lanes (a device and a kind) do not wait for one another, up to `lanes_at_once` a kind at a time. Errors that are
-    neither retryable nor clearly final are repeated `doubtful_attempts` times before the item is set aside.
+    neither retryable nor clearly final are repeated `doubtful_attempts` times before the item is set aside; retryable
+    ones for as long as nothing of its kind gets through, else `stubborn_attempts` times.
     A store that fails is tried again; nothing here ever ends the worker.
     """
 
@@ -56,6 +58,7 @@ class OutboxCourier:
         timing: CourierTiming = CourierTiming(),
         lanes_at_once: int = 8,
         doubtful_attempts: int = 40,
+        stubborn_attempts: int = 240,
         random_source: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -63,6 +66,9 @@ class OutboxCourier:
         self._timing = timing
         self._lanes_at_once = lanes_at_once
         self._doubtful_attempts = doubtful_attempts
+        self._stubborn_attempts = stubborn_attempts
+        self._taken: Counter[str] = Counter()
+        self._taken_when_failed: dict[Lane, int] = {}
         self._random = random_source
         self._owner = uuid.uuid4().hex
         self._tasks: dict[Lane, asyncio.Task[None]] = {}
@@ -160,6 +166,8 @@ class OutboxCourier:
             return await self._bury(lane, item, str(error))
         except Exception as error:  # noqa: BLE001 — a receiver's bug must not stop the other lanes; it is kept as the reason
             return await self._failed(lane, item, error)
+        self._taken[item.kind] += 1
+        self._taken_when_failed.pop(lane, None)
         await self._note(self._store.delivered, lane, item)
         return True
 
@@ -168,7 +176,8 @@ class OutboxCourier:
         patient = isinstance(error, TimeoutError | Unauthorised | OSError) or (
             isinstance(error, ToyError) and error.retryable
         )
-        if not patient and attempts >= self._doubtful_attempts:
+        stubborn = attempts >= self._stubborn_attempts and self._others_passed(lane, item.kind)
+        if stubborn or (not patient and attempts >= self._doubtful_attempts):
             return await self._bury(lane, item, f"{type(error).__name__}: {error}")
         delay_s = self._timing.delay_s(attempts, self._random())
         if isinstance(error, RateLimited) and error.retry_after is not None:
@@ -184,7 +193,14 @@ class OutboxCourier:
         await self._note(self._store.postpone, lane, self._owner, item, delay_s)
         return False
 
+    def _others_passed(self, lane: Lane, kind: str) -> bool:
+        """Whether any of its kind was taken since this lane failed last: then its receiver is not away."""
+        before = self._taken_when_failed.get(lane)
+        self._taken_when_failed[lane] = self._taken[kind]
+        return before is not None and self._taken[kind] > before
+
     async def _bury(self, lane: Lane, item: OutboxItem, reason: str) -> bool:
+        self._taken_when_failed.pop(lane, None)
         _log.error("outbox_item_refused", kind=item.kind, reason=reason)
         await self._note(self._store.bury, lane, item, reason)
         return True

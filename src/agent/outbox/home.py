@@ -76,7 +76,8 @@ def open_couriers(settings: Settings, deliverers: Mapping[str, Deliverer]) -> di
     """
     file, shared = file_store(settings, durable=False), shared_store(settings)
     if shared is None:
-        return {"file": OutboxCourier(file, deliverers)}
+        # Of a time with Redis: what waited for it goes straight to its receiver.
+        return {"file": OutboxCourier(file, {**deliverers, FORWARD: _Unwrapping(deliverers)})}
     forward = _Forwarder(shared)
     forwarded = dict.fromkeys([*deliverers, FORWARD], forward)
     return {"redis": OutboxCourier(shared, deliverers), "file": OutboxCourier(file, forwarded, timing=_FORWARDING)}
@@ -131,6 +132,19 @@ class _Forwarder:
             # An earlier state of it was let go before this one came: what it has grown by must not be lost. It is known
             # where only Redis' answer was lost.
             self._shared.add([replace(item, key=f"{item.key}-later")])
+
+
+class _Unwrapping:
+    """Delivers what was put aside for Redis, where there is none any more."""
+
+    def __init__(self, deliverers: Mapping[str, Deliverer]) -> None:
+        self._deliverers = dict(deliverers)
+
+    async def __call__(self, item: OutboxItem) -> None:
+        inner, _ = _unwrapped(item)
+        if inner.kind not in self._deliverers:
+            raise Undeliverable(f"nobody takes items of the kind {inner.kind}")
+        await self._deliverers[inner.kind](inner)
 
 
 def _wrapped(item: OutboxItem, *, grows: bool) -> OutboxItem:

@@ -44,8 +44,7 @@ UsageSink = Callable[[Record], None]
 class MetricsHub:
     """Metrics of one worker. An async context manager: inside it, processes started afterwards find it.
 
-        `folder` holds its socket. `sources` are asked for gauges at each scrape.
-    XX hears of each usage record.
+    `folder` holds its socket. `sources` are asked for gauges at each scrape, `on_usage` hears of each usage record.
     """
 
     def __init__(self, folder: Path, *, usage_only: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
