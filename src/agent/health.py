@@ -107,9 +107,9 @@ class WorkerState:
         about_to = (room for room, at in tuple(self._accepted.values()) if now - at < ACCEPTED_S)
         return frozenset([*(job.job.room.name for job in self._jobs()), *about_to])
 
-    def agents(self) -> list[str]:
-        """Identities of the agents of the visits now."""
-        return [job.accept_arguments.identity for job in self._jobs()]
+    def agents(self) -> dict[str, str]:
+        """Rooms of the visits now, by the identities of their agents."""
+        return {job.accept_arguments.identity: job.job.room.name for job in self._jobs()}
 
     def _jobs(self) -> list[RunningJobInfo]:
         return self._server.active_jobs if self._server is not None and self.registered else []

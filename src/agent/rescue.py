@@ -12,10 +12,11 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
+import aiohttp
 import structlog
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
@@ -40,11 +41,14 @@ SHOWN_DEAD: Final = 60.0
 """Seconds for which the end of one of this machine's agents is remembered: LiveKit shows it for some twenty."""
 COUNTED_AFTER: Final = 15.0
 """Seconds after which LiveKit's count of a new room's participants is believed: it lags behind."""
+ALIVE: Final = "toy.alive"
+"""The attribute of an agent that lives although other workers cannot hear so through Redis."""
 _CLAIM: Final = "rescued_by"
 _SETTLE: Final = 0.3
 _AT_ONCE: Final = 4
 _DEADLINE: Final = 10.0
 _ROOM_DEADLINE: Final = 4.0
+_SIGN_DEADLINE: Final = 2.0
 
 
 class Claims(Protocol):
@@ -98,6 +102,37 @@ class NoHeartbeats:
     async def dead(self, agents: Collection[str]) -> frozenset[str]:  # noqa: ARG002 — the protocol's
         """None is known to be."""
         return frozenset()
+
+
+class LifeSigns:
+    """Says in LiveKit itself that this worker's agents live, while other workers cannot hear of them otherwise.
+
+    `agents` are their rooms by their identities.
+    """
+
+    def __init__(self, livekit: api.LiveKitAPI, agents: Callable[[], Mapping[str, str]]) -> None:
+        self._livekit = livekit
+        self._agents = agents
+        self._shown: set[str] = set()
+
+    async def show(self, needed: bool) -> None:
+        """Give every agent the sign, or take it from those that have it. What fails is tried by the next call."""
+        agents = self._agents()
+        self._shown &= set(agents)
+        for identity in set(agents) - self._shown if needed else set(self._shown):
+            request = api.UpdateParticipantRequest(
+                room=agents[identity], identity=identity, attributes={ALIVE: "1" if needed else ""}
+            )
+            try:
+                async with asyncio.timeout(_SIGN_DEADLINE):
+                    await self._livekit.room.update_participant(request)
+            except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("LiveKit cannot be told that an agent lives", error=type(error).__name__)
+                return
+            if needed:
+                self._shown.add(identity)
+            else:
+                self._shown.discard(identity)
 
 
 class Rescuer:
@@ -201,7 +236,8 @@ class Rescuer:
         if device is None or self._clock() - device.joined_at < PATIENCE:
             return False
         lively = [agent.identity for agent in agents if agent.identity not in self._dead]
-        if not await self._heartbeats.dead(lively) >= set(lively):
+        signed = any(agent.attributes.get(ALIVE) for agent in agents if agent.identity in lively)
+        if signed or not await self._heartbeats.dead(lively) >= set(lively):
             return False
         # Who has claimed a room keeps others from it: it must come to the dispatch even when the look runs out of time.
         sending = asyncio.create_task(self._send(room, agents), name="rescue")
@@ -265,10 +301,10 @@ async def watch_rooms(
     settings: Settings,
     *,
     serving: Callable[[], frozenset[str]],
-    agents: Callable[[], Collection[str]],
+    agents: Callable[[], Mapping[str, str]],
     able: Callable[[], bool],
 ) -> Rescuer:
-    """Begin to look; ends with `stack`. `agents` are the identities of this worker's; for the rest see Rescuer."""
+    """Begin to look; ends with `stack`. `agents` are this worker's, see LifeSigns; for the rest see Rescuer."""
     livekit = api.LiveKitAPI(
         settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret.get_secret_value()
     )
@@ -280,7 +316,7 @@ async def watch_rooms(
         from agent.rescue_redis import RedisClaims, RedisHeartbeats
 
         claims = RedisClaims(settings.redis_url, name, ttl=CLAIM_TTL)
-        heartbeats = beating = RedisHeartbeats(settings.redis_url, agents)
+        heartbeats = beating = RedisHeartbeats(settings.redis_url, agents, unheard=LifeSigns(livekit, agents).show)
         stack.push_async_callback(beating.aclose)
         run_beside(stack, beating.run(), "heartbeats")
     stack.push_async_callback(claims.aclose)

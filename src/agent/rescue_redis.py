@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import structlog
@@ -17,8 +17,9 @@ log = structlog.get_logger(__name__)
 BEAT_EVERY: Final = 1.0
 """Seconds between two signs of life of a worker's agents."""
 DEAD_AFTER: Final = 6.0
-"""Seconds without one after which an agent is dead: LiveKit shows it for some twenty. A machine that alone loses Redis
-for so long is taken for dead, too: its visits go on elsewhere."""
+"""Seconds without one after which an agent is dead: LiveKit shows it for some twenty."""
+UNHEARD_AFTER: Final = 2.0
+"""Seconds without one that Redis has taken after which a worker says so in another way."""
 _TRUSTED_AFTER: Final = 2 * DEAD_AFTER
 _REMEMBERED: Final = 120
 _TIMEOUT: Final = 1.0
@@ -67,13 +68,20 @@ class RedisHeartbeats:
     """`Heartbeats` through Redis, whose clock is everybody's. Run `run` as a task; `clock` is monotonic, in seconds.
 
     Who has not been heard by Redis for a while itself says nothing of others: they may all have been unheard.
+    `unheard` is told, after each beat, whether others may take the agents that live here for dead.
     """
 
     def __init__(
-        self, url: str, living: Callable[[], Collection[str]], *, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        living: Callable[[], Collection[str]],
+        *,
+        unheard: Callable[[bool], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = connect_async(url, timeout=_TIMEOUT)
         self._living = living
+        self._unheard = unheard
         self._clock = clock
         self._heard_at = float("-inf")
         self._heard_since = float("inf")
@@ -85,6 +93,7 @@ class RedisHeartbeats:
         """Tell of the agents that live here, until cancelled."""
         while True:
             await self.beat()
+            await self._unheard(self._clock() - self._heard_at > UNHEARD_AFTER)
             await asyncio.sleep(BEAT_EVERY)
 
     async def beat(self) -> None:

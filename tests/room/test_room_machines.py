@@ -15,6 +15,8 @@ from livekit.agents.utils.aio import cancel_and_wait
 from room_support import memory_settings, own_errors, provider_settings
 
 from agent.conversation.resume_redis import RedisResumeStore
+from agent.rescue import ALIVE, EVERY
+from agent.rescue_redis import DEAD_AFTER
 from agent.values import DeviceMac
 from sandbox.device import Device
 from sandbox.manager_api import DEMO_MAC
@@ -22,6 +24,7 @@ from sandbox.processes import WorkerProcess
 from sandbox.providers import ProviderServer
 from sandbox.redis_server import RedisServer
 from sandbox.replies import text_of
+from sandbox.toxiproxy import Toxiproxy
 from sandbox.world import World
 from world_support import AGAIN, ANSWERS, HELLO, StartWorld, greeted, small_talk, talk
 
@@ -70,6 +73,39 @@ async def who_greets_first(one: WorkerProcess, other: WorkerProcess) -> tuple[Wo
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     await cancel_and_wait(*waits)
     return (one, other) if greetings(one) else (other, one)
+
+
+async def test_a_machine_that_alone_loses_redis_keeps_its_visits(
+    start_world: StartWorld, redis: RedisServer, tmp_path: Path
+) -> None:
+    async with Toxiproxy() as toxiproxy:
+        way = await toxiproxy.proxy("redis", redis.url)
+        world = await start_world(env={"REDIS_URL": way.instead_of(redis.url)})
+        device = world.device()
+        await device.join()
+        await greeted(device)
+        env = {**world._environment(), "REDIS_URL": redis.url, "STATE_DIR": str(tmp_path / "state")}
+        async with WorkerProcess(env, cwd=tmp_path) as second:
+            await second.wait_until_ready(warm=1)
+            await signs(world, device, 0)
+            await way.enable(False)
+            await signs(world, device, 1)
+            # Long enough for the other to find it dead, had it not been told.
+            await device.wait_for_silence(DEAD_AFTER + 2 * EVERY, timeout=60)
+            assert not second.events("a device was alone in its room, an agent is sent")
+            await way.heal()
+            await signs(world, device, 0)
+            await device.leave()
+
+
+async def signs(world: World, device: Device, number: int) -> None:
+    """Wait until so many agents in the device's room say in LiveKit that they live."""
+    for _ in range(150):
+        people = await world.server.participants(device.room_name)
+        if sum(bool(person.attributes.get(ALIVE)) for person in people) == number:
+            return
+        await device.wait_for_silence(0.2)
+    raise AssertionError(f"not {number}: {[dict(person.attributes) for person in people]}")
 
 
 async def test_a_machine_that_dies_takes_neither_visit_nor_words_with_it(

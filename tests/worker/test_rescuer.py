@@ -10,10 +10,13 @@ import pytest
 from aiohttp import web
 from google.protobuf.message import Message
 from livekit import api
+from livekit.agents.utils.aio import cancel_and_wait
 from livekit.protocol.models import ParticipantInfo
 
-from agent.rescue import NoHeartbeats, Rescuer
+from agent.rescue import ALIVE, LifeSigns, NoHeartbeats, Rescuer
+from agent.rescue_redis import RedisHeartbeats
 from agent.settings import Settings
+from sandbox.processes import free_port
 
 ROOMS = [f"2b1f6f0e-6a53-4c3c-9d5c-7a8f5b6d1c1{number}_6825ddbbf3a{number}" for number in range(9)]
 Answer = Message | tuple[int, str]
@@ -82,23 +85,78 @@ def livekit() -> LiveKitApi:
 
 
 @pytest.fixture
-async def rescuer(livekit: LiveKitApi, tmp_path: Path) -> AsyncIterator[Rescuer]:
+async def client(livekit: LiveKitApi) -> AsyncIterator[api.LiveKitAPI]:
     app = web.Application()
     app.router.add_post("/twirp/{service}/{method}", livekit.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     client = api.LiveKitAPI(f"http://127.0.0.1:{runner.addresses[0][1]}", "key", "secret" * 8)
-    yield Rescuer(
-        Settings(_env_file=None, state_dir=tmp_path),  # type: ignore[call-arg]
-        client,
-        AllMine(),
-        AllDead(),
-        serving=frozenset,
-        able=lambda: True,
-    )
+    yield client
     await client.aclose()
     await runner.cleanup()
+
+
+@pytest.fixture
+def rescuer(client: api.LiveKitAPI, tmp_path: Path) -> Rescuer:
+    settings = Settings(_env_file=None, state_dir=tmp_path)  # type: ignore[call-arg]
+    return Rescuer(settings, client, AllMine(), AllDead(), serving=frozenset, able=lambda: True)
+
+
+async def test_who_says_that_it_lives_is_not_taken_for_dead(livekit: LiveKitApi, rescuer: Rescuer) -> None:
+    usual = livekit._usual
+
+    async def signed(body: bytes) -> Answer:
+        found = usual("ListParticipants", body)
+        assert isinstance(found, api.ListParticipantsResponse)
+        found.participants[1].attributes[ALIVE] = "1"
+        return found
+
+    livekit.answers["ListParticipants"] = signed
+    assert await rescuer.look() == 0
+    del livekit.answers["ListParticipants"]
+    assert await rescuer.look() == 1
+
+
+async def test_the_sign_is_given_once_and_taken_back_and_tried_again_where_it_failed(
+    livekit: LiveKitApi, client: api.LiveKitAPI
+) -> None:
+    agents = {"agent-1": ROOMS[1], "agent-2": ROOMS[2]}
+    signs = LifeSigns(client, lambda: agents)
+    told: list[tuple[str, str]] = []
+    failing = True
+
+    async def update(body: bytes) -> Answer:
+        if failing:
+            return 503, '{"code": "unavailable", "msg": "later"}'
+        request = api.UpdateParticipantRequest.FromString(body)
+        assert agents[request.identity] == request.room
+        told.append((request.identity, request.attributes[ALIVE]))
+        return ParticipantInfo()
+
+    livekit.answers["UpdateParticipant"] = update
+    await signs.show(False)
+    assert livekit.asked == []
+    await signs.show(True)
+    failing = False
+    await signs.show(True)
+    await signs.show(True)
+    assert sorted(told) == [("agent-1", "1"), ("agent-2", "1")]
+    del agents["agent-2"]
+    await signs.show(False)
+    await signs.show(False)
+    assert told[2:] == [("agent-1", "")]
+
+
+async def test_who_cannot_reach_redis_knows_that_others_may_take_it_for_dead() -> None:
+    heard: asyncio.Queue[bool] = asyncio.Queue()
+    beating = RedisHeartbeats(f"redis://127.0.0.1:{free_port()}/0", list, unheard=heard.put)
+    running = asyncio.create_task(beating.run())
+    try:
+        assert await asyncio.wait_for(heard.get(), 20)
+    finally:
+        await cancel_and_wait(running)
+        await beating.aclose()
 
 
 async def refused(body: bytes) -> Answer:
