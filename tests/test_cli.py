@@ -72,6 +72,8 @@ def test_no_deprecation_warning_and_every_command_has_help(tmp_path: Path) -> No
         helped = _agent(tmp_path, command, "--help")
         assert helped.returncode == 0
         assert "eprecat" not in helped.stdout + helped.stderr
+    assert "--prune" in _agent(tmp_path, "catalogue", "load", "--help").stdout
+    assert "verify" in _agent(tmp_path, "catalogue", "--help").stdout
 
 
 def test_connect_refuses_a_room_of_nobody(tmp_path: Path) -> None:

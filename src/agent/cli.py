@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         ("catalogue", _catalogue, "Songs and stories: load DIR | verify | list | search TEXT"),
         ("greetings", _greetings, "Recorded greetings: list | make"),
     ):
-        command = add(name, run, text)
+        # The command's own parser tells of its options, and reads what stands behind its name, options first or not.
+        command = commands.add_parser(name, help=text, add_help=False, prefix_chars="\0")
+        command.set_defaults(run=run)
         command.add_argument("arguments", nargs=argparse.REMAINDER)
     for name, text in (
         ("doctor", "Look at everything that is needed, and say what is wrong and what to do: --json"),

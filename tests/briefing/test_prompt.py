@@ -84,6 +84,16 @@ def test_missing_values_vanish_with_their_sentence(
     assert written(writer, template, child) == expected
 
 
+@pytest.mark.parametrize(
+    ("template", "left"),
+    [("Rules.\n3. Tell {{child_age}} things.\n4. Be kind.", "3."), ("你是玩具。\n名字：{{child_name}}。", "名字")],
+)
+def test_a_line_that_has_lost_its_sentence_goes_with_its_number_and_label(
+    writer: PromptWriter, template: str, left: str
+) -> None:
+    assert left not in written(writer, template, None)
+
+
 def test_what_the_template_did_not_say_stands_at_the_end_of_the_stable_part(writer: PromptWriter) -> None:
     prompt = writer.write("You talk to {{ child_name }}. Be kind.", TOM, ["has a dog"])
     assert body(prompt).startswith(

@@ -117,6 +117,7 @@ def test_emoji_are_not_said(text: str, said: str) -> None:
         ("en", "call 555-123-4567", "call five five five, one two three, four five six seven"),
         ("en", "+91 98765 43210", "plus nine one, nine eight seven six five, four three two one zero"),
         ("en", "(555) 123-4567", "five five five, one two three, four five six seven"),
+        ("en", "080 12345678", "zero eight zero, one two three four five six seven eight"),
         ("en", "9876543210", "nine eight seven six five four three two one zero"),
         ("en", "5 km, 1 kg, 20°C and 50%", "five kilometres, one kilogram, twenty degrees Celsius and fifty percent"),
         ("en", "$5.50, €1 and ₹100", "five dollars fifty, one euro and one hundred rupees"),

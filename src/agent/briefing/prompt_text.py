@@ -18,6 +18,7 @@ _JOINERS: Final = "\u200c\u200d"
 _MARKUP: Final = re.compile(r"[<>{}`|\\]")
 # What goes on in lower case is the same sentence: 'Say "Hello!" first.'
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?…।])(?=\s+[^a-z\s])|(?<=[.!?…।][\"'”’)])(?=\s+[^a-z\s])|(?<=[。！？])")
+_LIST_MARKER: Final = re.compile(r"\d{1,3}[.)] ")
 # No two neighbours of a pattern may take the same holes: a template can write tens of thousands in a row.
 _PARENTHESIS: Final = re.compile(rf"\s?[(\[（][^()\[\]（）{HOLE}{NAME_HOLE}]*[{HOLE}{NAME_HOLE}][^()\[\]（）]*[)\]）]")
 _RELATIVE: Final = re.compile(
@@ -26,7 +27,7 @@ _RELATIVE: Final = re.compile(
 # A sentence that speaks of the name itself, holds words to be said, or has no others, makes no sense with another word
 # in its place.
 _ABOUT_NAME: Final = re.compile(
-    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|:\W{{0,3}}{NAME_HOLE}|^\W*$",
+    rf"\b(?:name|named|names|call|called|hello|hi|hey|dear|say|greet\w*)\b|[\"“”«»‘]|[:：]\W{{0,3}}{NAME_HOLE}|^\W*$",
     re.IGNORECASE,
 )
 
@@ -80,8 +81,12 @@ def _wordy(text: str) -> bool:
 def _mend_line(line: str) -> str:
     indent = line[: len(line) - len(line.lstrip())]
     # Runs of blanks would make the patterns below slow.
-    sentences = [_mend_sentence(part) for part in _SENTENCE_END.split(" ".join(line.split()))]
-    return indent + "".join(part for part in sentences if part).strip()
+    text = " ".join(line.split())
+    marker = _LIST_MARKER.match(text)
+    number = marker[0] if marker else ""
+    sentences = [_mend_sentence(part) for part in _SENTENCE_END.split(text[len(number) :])]
+    mended = "".join(part for part in sentences if part).strip()
+    return indent + number + mended if mended else ""
 
 
 def _mend_sentence(sentence: str) -> str:

@@ -12,7 +12,9 @@ MINIMA: Final = (2, 16)
 LATER_MIN: Final = 60
 FIRST_MAX: Final = 70
 
-_ABBREVIATIONS: Final = frozenset({"mr", "mrs", "ms", "dr", "prof", "vs", "etc", "e.g", "i.e"})
+_ABBREVIATIONS: Final = frozenset(
+    {"mr", "mrs", "ms", "dr", "prof", "vs", "etc", "e.g", "i.e", "mt", "st", "rs", "nr", "jr", "sr", "u.s", "u.k"}
+)
 _CLOSERS: Final = "\"'”’»)]}"
 _SENTENCE_END: Final = re.compile(rf"(?:[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s)|[。！？｡]+[」』”’）]*|[।॥]+(?=\s)|\n+)")
 _CLAUSE_END: Final = re.compile(rf"(?:[,;:][{re.escape(_CLOSERS)}]*(?=\s)|\s[–—-](?=\s)|[，、；：])")

@@ -32,6 +32,7 @@ _HEARD: Final = 20
 _MAX_PHONES: Final = 90
 _READINGS: Final = 4
 _NEAREST: Final = 5
+_NO_SECTIONS: Final = Sections({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +110,31 @@ class TitleIndex:
         to (id, cosine), best first; without either, words and sounds alone decide. `section` is where to look, by any
         of its names. `history` is what the visit has heard, oldest first: ids for "another one" and for random choice.
         """
-        wanted = understand(request, self.words.names_of_sections)
-        where = self.section(section) if section and section.strip() else wanted.section
-        missing = (bool(section and section.strip()) and where is None) or (wanted.section_missing and not section)
+        sections = self.words.names_of_sections
+        named = section.strip() if section else ""
+        wanted = understand(request, sections)
+        where = self.section(named) if named else None
+        lacking = bool(named) and sections.lacks(named)
+        if named and where is None and not lacking and wanted.wish != "named":
+            wanted = understand(f"{request} {named}", sections)  # no section of ours: a word of a description, or none
+        where = where or wanted.section
+        missing = lacking or (wanted.section_missing and not named)
         exact = self.exact(wanted, where)
         if exact is not None:
             title = self.words.title(exact)
             return Answer("found", title, 1.0, (title,))
-        if wanted.wish == "again" and history:
-            title_again = self.title(history[-1])
-            if title_again:
-                return Answer("found", title_again, 1.0, (title_again,))
+        if wanted.wish == "again":
+            heard = (row for number in reversed(history) if (row := self._row(number)) is not None)
+            again = next((row for row in heard if where is None or self._section_of(row) == where), None)
+            if again is not None:
+                title = self.words.title(again)
+                return Answer("found", title, 1.0, (title,))
+        if missing and where is None and wanted.wish != "named":
+            # What is called like a language, in whatever script, may be a title's name: "Kanna".
+            exact = self.exact(understand(request, _NO_SECTIONS), None)
+            if exact is not None:
+                title = self.words.title(exact)
+                return Answer("found", title, 1.0, (title,))
         if wanted.wish != "named":
             return self._any(where, missing, history, rng or random.Random())
         return self._named(wanted, where, embed, dense, limit)
@@ -134,11 +149,14 @@ class TitleIndex:
                 if self.words.forms[form].replace(" ", "") == "".join(reading)
             ]
             if where is not None:
-                inside = [row for row in rows if self.words.sections[self.words.section_of[row]] == where]
+                inside = [row for row in rows if self._section_of(row) == where]
                 rows = inside or rows
             if rows:
                 return rows[0]
         return None
+
+    def _section_of(self, row: int) -> str:
+        return str(self.words.sections[self.words.section_of[row]])
 
     def _any(self, where: str | None, missing: bool, history: Sequence[int], rng: random.Random) -> Answer:
         ids = self.words.ids

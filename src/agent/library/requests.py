@@ -35,7 +35,7 @@ _ENGLISH_ASKING: Final = _words(
 _ASKING: Final = _ENGLISH_ASKING | _words(
     "कृपया ज़रा मुझे हमें हमको मुझको सुनाओ सुनाइए सुना सुनना सुनाना बजाओ बजाइए बजा चलाओ चलाइए चला लगाओ लगाइए लगा दो दीजिए दे चाहता"
     " चाहती चाहिए है हूँ हूं गाओ गाना गाने गीत कहानी कहानियाँ कविता वाला वाली वाले का की के को एक कोई कुछ और दूसरा दूसरी अगला अगली"
-    " फिर से क्या तुम आप सकते सकती हो भजन लोरी संगीत एक नया नई अलग",
+    " फिर से वही दोबारा क्या तुम आप सकते सकती हो भजन लोरी संगीत एक नया नई अलग",
     "ದಯವಿಟ್ಟು ನನಗೆ ನಮಗೆ ಹಾಡು ಹಾಡನ್ನು ಹಾಡಿ ಹಾಡು ಹಾಕು ಹಾಕಿ ಹೇಳು ಹೇಳಿ ಕೇಳಬೇಕು ಕೇಳಿಸು ಕಥೆ ಕಥೆಯನ್ನು ಕತೆ ಒಂದು ಬೇರೆ ಇನ್ನೊಂದು ಯಾವುದಾದರೂ ಪ್ಲೇ"
     " ಮಾಡು ಮಾಡಿ ಬೇಕು ಇನ್ನೂ",
     "దయచేసి నాకు మాకు పాట పాటను పాటలు పాడు పాడండి పెట్టు పెట్టండి వినిపించు వినిపించండి వినాలి ఉంది కథ కథను చెప్పు చెప్పండి ఒక వేరే ఇంకో"
@@ -44,13 +44,15 @@ _ASKING: Final = _ENGLISH_ASKING | _words(
     " சொல்லுங்கள் ஒரு வேறு இன்னொரு ஏதாவது",
     "bitte spiel spiele spielen spielst kannst könntest du mir uns mal ich möchte will würde gerne gern hören sing"
     " singe erzähl erzähle erzählen lies vor mach an das die der den ein eine lied lieder liedchen musik geschichte"
-    " geschichten märchen von vom über noch eins einen anderes andere nächste nächstes irgendein irgendwas etwas",
+    " geschichten märchen von vom über noch eins einen anderes andere nächste nächstes irgendein irgendwas etwas"
+    " nochmal einmal",
     "s'il te plaît plait peux tu pourrais joue jouer joues mets mettre chante chanter raconte raconter moi nous je veux"
     " voudrais aimerais écouter entendre la le l' les une un chanson chansons comptine musique histoire histoires conte"
-    " de du des d' sur qui s'appelle encore autre suivante suivant quelque chose n'importe quoi quelle",
+    " de du des d' sur qui s'appelle encore autre suivante suivant quelque chose n'importe quoi quelle"
+    " fois",
     "por favor puedes podrías pon ponme toca tócame reproduce canta cántame cuenta cuéntame quiero quisiera escuchar"
     " oír la el los las un una canción canciones música cuento cuentos historia de del sobre que se llama otra otro"
-    " siguiente algo cualquier alguna",
+    " siguiente algo cualquier alguna vez",
     "por favor pode podes poderia toca tocar toque põe coloca cante cantar conta contar conte quero queria gostaria"
     " ouvir escutar a o uma um música músicas canção canções história histórias conto de do da sobre que se chama outra"
     " outro próxima próximo mais alguma qualquer",
@@ -61,6 +63,8 @@ _ANOTHER: Final = _words(
     " suivant otra otro siguiente outra outro próxima próximo",
 )
 _AGAIN: Final = _words("again repeat same once")
+# What means the same again, though the word beside it may mean another one: "otra vez".
+_ONCE_MORE: Final = _words("फिर दोबारा nochmal einmal fois vez")
 # What may stand between the asking and the name, and behind the name.
 _BEFORE_NAME: Final = _words("me us of about called named de del von vom sobre") - _words("e")
 _BEHIND_NAME: Final = frozenset({("for", "me"), ("for", "us"), ("to", "me"), ("to", "us")})
@@ -75,6 +79,8 @@ _STOCK: Final = _words(
 _NAMING: Final = _words(
     "let lets love hi hello hey go goes is i we and where how you my your our mummy mommy mama daddy papa dear",
 )
+_CALLED_ALONE: Final = _words("hello hi mama papa mummy daddy love")
+_CALLING: Final = _words("play sing song story called hear")
 _BETWEEN: Final = _words("me us it a an the this that these those one ones on in of there yours")
 _DETERMINERS: Final = _words("a an the this that these those my your our in on of and")
 _RECIPIENTS: Final = _words("me us")
@@ -147,6 +153,8 @@ class Sections:
         for name, section in own.items():
             aliases[name] = section
             aliases[" ".join(stem(word) for word in name.split())] = section
+        for name, section in own.items():
+            aliases.setdefault(" ".join(word for word in name.split() if not asking(word)), section)
         aliases.pop("", None)
         return cls(aliases)
 
@@ -159,7 +167,13 @@ class Sections:
         for key in (folded, stems, "=" + folded, "=" + base if len(base) in {2, 3} else ""):
             if self.aliases.get(key):
                 return self.aliases[key]
-        return None
+        mention = self.find(words)  # "bedtime stories" means "Bedtime", too
+        return mention[0] or None if mention else None
+
+    def lacks(self, name: str) -> bool:
+        """Whether `name` is that of a language the catalogue does not have."""
+        folded = " ".join(fold(name.strip()))
+        return self.resolve(name) is None and (folded in self.aliases or "=" + folded in self.aliases)
 
     def find(self, words: Sequence[str]) -> tuple[str, int, int] | None:
         """The last mention of a section in `words`: (section or "", start, end), longer mentions first."""
@@ -235,6 +249,8 @@ def _names_within(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     more, longest first, also with an article in front and without "song" behind."""
     if words:
         yield tuple(words)
+    if len(words) > 1 and words[-1] in _CALLED_ALONE and words[-2] in _CALLING:
+        yield tuple(words[-1:])
     words = words[:_MOST_WORDS]
     for size in range(min(len(words), _LONGEST_NAME), 1, -1):
         for start in range(len(words) - size + 1):
@@ -301,12 +317,14 @@ def understand(text: str, sections: Sections) -> Request:
     if (not leftover and not _names_behind(rest)) or (cjk and leftover in {("shou",), ("ge",)}):
         asked = set(rest) | set(raw)
         wish: Wish = "any"
-        if another or asked & _ANOTHER:
+        if asked & _ONCE_MORE:
+            wish = "again"
+        elif another or asked & _ANOTHER:
             wish = "another"
-        elif asked & _AGAIN and not mention:
+        elif asked & _AGAIN:
             wish = "again"
         names = tuple(dict.fromkeys(_names_within(raw)))
-        name = _name_of_asking_words(rest) if wish == "any" and text.isascii() else ()
+        name = _name_of_asking_words(rest) if wish in {"any", "again"} and text.isascii() else ()
         if name:
             readings = tuple(dict.fromkeys((name, rest, raw)))
             return Request("named", readings, section or None, missing, " ".join(name), raw, (*names, *readings))

@@ -28,6 +28,7 @@ def test_nothing_is_lost_or_added(text: str, size: int) -> None:
         ("What a nice day! Shall we play?", "What a nice day!"),
         ("Oh, yes! Let us play something.", "Oh,"),
         ("Dr. Smith has 3.5 apples. He eats them.", "Dr. Smith has 3.5 apples."),
+        ("Mt. Everest is in no U.S. state. It is in Nepal.", "Mt. Everest is in no U.S. state."),
         ("आज मौसम अच्छा है। चलो खेलते हैं।", "आज मौसम अच्छा है।"),
         ("从前有一条龙，它喜欢唱歌。它很开心。", "从前有一条龙，"),
     ],

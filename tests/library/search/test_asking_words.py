@@ -119,11 +119,35 @@ def test_what_names_nothing_asks_for_any_one(library: TitleIndex, said: str) -> 
     assert library.search(said, rng=random.Random(3)).kind == "random"
 
 
-@pytest.mark.parametrize("said", ["again please", "play it again", "do it again", "once more", "the same again"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "again please", "play it again", "do it again", "once more", "the same again", "play the English song again",
+        "फिर से गाना सुनाओ", "वही गाना फिर से", "phir se gaana sunao", "noch einmal", "encore une fois",
+        "otra vez por favor",
+    ],
+)  # fmt: skip
 def test_again_is_the_one_that_was_heard(said: str) -> None:
     last = LIBRARY.search("jingle bells").title
     assert last is not None
-    assert LIBRARY.search(said, history=[last.id]).title == last
+    a_story = 1
+    assert LIBRARY.search(said, history=[last.id, a_story]).title == last
+
+
+@pytest.mark.parametrize(
+    ("said", "title"), [("play hello", "Hello"), ("the song called mama", "Mama"), ("play kanna", "Kanna")]
+)
+def test_a_name_of_one_such_word_is_found(said: str, title: str) -> None:
+    answer = index(*OTHERS, "Hello", "Mama", "Kanna").search(said)
+    assert (answer.kind, answer.title and answer.title.title) == ("found", title)
+
+
+def test_a_part_of_a_name_and_again_is_that_name() -> None:
+    library = index(*OTHERS, "Let It Go From Frozen")
+    last = library.search("jingle bells").title
+    assert last is not None
+    answer = library.search("play let it go again", history=[last.id])
+    assert answer.title != last
 
 
 def test_a_sentence_of_any_length_is_understood() -> None:

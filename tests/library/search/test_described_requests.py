@@ -145,6 +145,23 @@ def test_a_story_of_a_category_is_one_of_that_category(library: ServiceCache, sa
     assert answer.title.section == "Bedtime"
 
 
+@pytest.mark.parametrize("category", ["bedtime story", "Bedtime stories", "bedtime", "BEDTIME"])
+@pytest.mark.parametrize("said", ["", "a story", "bedtime story"])
+def test_a_category_may_be_named_with_a_word_too_many(library: ServiceCache, said: str, category: str) -> None:
+    answer = library.stories.search_blocking(said, category)
+    assert answer.title is not None
+    assert answer.title.section == "Bedtime"
+
+
+@pytest.mark.parametrize("category", ["any", "story"])
+def test_a_category_that_is_none_is_any(library: ServiceCache, category: str) -> None:
+    assert library.stories.search_blocking("", category).kind == "random"
+
+
+def test_a_language_that_is_not_there_is_not_replaced_where_it_is_named_apart(library: ServiceCache) -> None:
+    assert library.music.search_blocking("any song", "Spanish").kind == "not_found"
+
+
 @pytest.mark.parametrize("said", ["something in French", "play a Spanish song", "any song in Tamil"])
 def test_a_language_that_is_not_there_is_not_replaced_by_another(library: ServiceCache, said: str) -> None:
     answer = library.music.search_blocking(said)
