@@ -16,9 +16,9 @@ log = structlog.get_logger(__name__)
 
 BEAT_EVERY: Final = 1.0
 """Seconds between two signs of life of a worker's agents."""
-DEAD_AFTER: Final = 6.0
+DEAD_AFTER: Final = 5.0
 """Seconds without one after which an agent is dead: LiveKit shows it for some twenty."""
-UNHEARD_AFTER: Final = 2.0
+UNHEARD_AFTER: Final = 1.5
 """Seconds without one that Redis has taken after which a worker says so in another way."""
 _TRUSTED_AFTER: Final = 2 * DEAD_AFTER
 _REMEMBERED: Final = 120

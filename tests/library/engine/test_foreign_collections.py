@@ -32,7 +32,7 @@ Fill = Callable[[Home], None]
 
 @pytest.fixture
 def settings(make_settings: Make, server: QdrantServer) -> Settings:
-    return make_settings(qdrant_url=server.url, qdrant_timeout_ms=400, catalogue_refresh=1)
+    return make_settings(qdrant_url=server.url, qdrant_timeout_ms=1000, catalogue_refresh=1)
 
 
 def test_a_collection_that_others_filled_is_read_as_it_is(

@@ -31,7 +31,7 @@ Fill = Callable[[Home], None]
 
 @pytest.fixture
 def settings(make_settings: Make, server: QdrantServer) -> Settings:
-    return make_settings(qdrant_url=server.url, qdrant_timeout_ms=400, catalogue_refresh=1)
+    return make_settings(qdrant_url=server.url, qdrant_timeout_ms=1000, catalogue_refresh=1)
 
 
 def test_a_filled_server_is_copied_and_searched(settings: Settings, server_home: ServerHome, fill: Fill) -> None:
