@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
-import aiohttp
 import structlog
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
@@ -116,23 +115,25 @@ class LifeSigns:
         self._shown: set[str] = set()
 
     async def show(self, needed: bool) -> None:
-        """Give every agent the sign, or take it from those that have it. What fails is tried by the next call."""
-        agents = self._agents()
+        """Give every agent the sign, or take it from those that have it, within _SIGN_DEADLINE seconds for all.
+
+        What fails is logged, and tried by the next call.
+        """
+        try:
+            async with asyncio.timeout(_SIGN_DEADLINE):
+                await self._show(self._agents(), needed)
+        except Exception as error:  # noqa: BLE001 — a proxy may answer anything at all; the next heartbeat must come
+            log.warning("LiveKit cannot be told that agents live", error=type(error).__name__)
+
+    async def _show(self, agents: Mapping[str, str], needed: bool) -> None:
         self._shown &= set(agents)
         for identity in set(agents) - self._shown if needed else set(self._shown):
-            request = api.UpdateParticipantRequest(
-                room=agents[identity], identity=identity, attributes={ALIVE: "1" if needed else ""}
+            await self._livekit.room.update_participant(
+                api.UpdateParticipantRequest(
+                    room=agents[identity], identity=identity, attributes={ALIVE: "1" if needed else ""}
+                )
             )
-            try:
-                async with asyncio.timeout(_SIGN_DEADLINE):
-                    await self._livekit.room.update_participant(request)
-            except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
-                log.warning("LiveKit cannot be told that an agent lives", error=type(error).__name__)
-                return
-            if needed:
-                self._shown.add(identity)
-            else:
-                self._shown.discard(identity)
+            self._shown ^= {identity}
 
 
 class Rescuer:

@@ -31,11 +31,13 @@ class AnsweringDevice:
     def __init__(self, answer: dict[str, Any] | None) -> None:
         self.answer = answer
         self.called: list[dict[str, Any]] = []
+        self.asked = asyncio.Event()
         self.calls = DeviceCalls(self.send)
 
     async def send(self, message: Outgoing) -> None:
         call = json.loads(message.payload)
         self.called.append(call["function_call"])
+        self.asked.set()
         if self.answer is not None:
             self.calls.on_message(DeviceAnswer(request_id=call["request_id"], **self.answer))
 
@@ -217,7 +219,7 @@ async def test_a_device_that_changes_no_loudness_is_said_so(
     link.calls = device.calls
     playback.control(control)
     if answer is None:
-        await asyncio.sleep(0)
+        await asyncio.wait_for(device.asked.wait(), 20)
         device.calls.close()
     await asyncio.wait_for(asyncio.gather(*tasks), 20)
     assert [call["name"] for call in device.called] == [f"self_volume_{'up' if control is Control.LOUDER else 'down'}"]

@@ -157,8 +157,10 @@ def test_an_error_that_nobody_asked_for_is_told_by_its_type(out: io.StringIO, ru
         await asyncio.wait([task])
         del task
         gc.collect()
+        failed = asyncio.Event()
         asyncio.get_running_loop().call_soon(lambda said: {}[said], SAID)
-        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(failed.set)
+        await asyncio.wait_for(failed.wait(), 20)
 
     run(lambda: asyncio.run(lose()))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]

@@ -124,11 +124,11 @@ async def test_the_sign_is_given_once_and_taken_back_and_tried_again_where_it_fa
     agents = {"agent-1": ROOMS[1], "agent-2": ROOMS[2]}
     signs = LifeSigns(client, lambda: agents)
     told: list[tuple[str, str]] = []
-    failing = True
+    failures: list[Answer] = [(503, '{"code": "unavailable", "msg": "later"}'), (200, "no protocol buffer at all")]
 
     async def update(body: bytes) -> Answer:
-        if failing:
-            return 503, '{"code": "unavailable", "msg": "later"}'
+        if failures:
+            return failures.pop()
         request = api.UpdateParticipantRequest.FromString(body)
         assert agents[request.identity] == request.room
         told.append((request.identity, request.attributes[ALIVE]))
@@ -137,10 +137,9 @@ async def test_the_sign_is_given_once_and_taken_back_and_tried_again_where_it_fa
     livekit.answers["UpdateParticipant"] = update
     await signs.show(False)
     assert livekit.asked == []
-    await signs.show(True)
-    failing = False
-    await signs.show(True)
-    await signs.show(True)
+    for _ in range(4):
+        await signs.show(True)
+    assert failures == []
     assert sorted(told) == [("agent-1", "1"), ("agent-2", "1")]
     del agents["agent-2"]
     await signs.show(False)

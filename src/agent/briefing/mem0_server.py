@@ -90,7 +90,8 @@ def build_memory(settings: Settings, embedder: TextEmbedder) -> Any:
     Sets `MEM0_TELEMETRY` and `MEM0_DIR` in this process's environment, so call it before anything imports mem0.
     """
     folder = private_dir(settings.state_dir / "mem0")
-    (folder / "history.db").unlink(missing_ok=True)  # of earlier releases
+    for earlier in folder.glob("history.db*"):  # of earlier releases, what a crash has left beside it included
+        earlier.unlink(missing_ok=True)
     os.environ["MEM0_TELEMETRY"] = "False"
     os.environ["MEM0_DIR"] = str(folder)
     # Mem0 would prefer another provider where it finds its key.

@@ -63,8 +63,20 @@ _ANOTHER: Final = _words(
     " suivant otra otro siguiente outra outro próxima próximo",
 )
 _AGAIN: Final = _words("again repeat same once")
-# What means the same again, though the word beside it may mean another one: "otra vez".
-_ONCE_MORE: Final = _words("फिर दोबारा nochmal einmal fois vez")
+# What means the same again as a whole, whatever its words mean alone: "otra" is another one, "फिर" is then.
+_ONCE_MORE: Final = tuple(
+    _words(phrase)
+    for phrase in (
+        "फिर से",
+        "दोबारा",
+        "nochmal",
+        "noch einmal",
+        "encore une fois",
+        "otra vez",
+        "outra vez",
+        "mais uma vez",
+    )
+)
 # What may stand between the asking and the name, and behind the name.
 _BEFORE_NAME: Final = _words("me us of about called named de del von vom sobre") - _words("e")
 _BEHIND_NAME: Final = frozenset({("for", "me"), ("for", "us"), ("to", "me"), ("to", "us")})
@@ -317,7 +329,7 @@ def understand(text: str, sections: Sections) -> Request:
     if (not leftover and not _names_behind(rest)) or (cjk and leftover in {("shou",), ("ge",)}):
         asked = set(rest) | set(raw)
         wish: Wish = "any"
-        if asked & _ONCE_MORE:
+        if any(phrase <= asked for phrase in _ONCE_MORE):
             wish = "again"
         elif another or asked & _ANOTHER:
             wish = "another"

@@ -135,6 +135,15 @@ def test_again_is_the_one_that_was_heard(said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "said", ["phir koi aur gaana sunao", "spiel einmal ein anderes Lied", "otra canción por favor"]
+)
+def test_another_is_not_again(said: str) -> None:
+    last = LIBRARY.search("jingle bells").title
+    assert last is not None
+    assert LIBRARY.search(said, history=[last.id]).title != last
+
+
+@pytest.mark.parametrize(
     ("said", "title"), [("play hello", "Hello"), ("the song called mama", "Mama"), ("play kanna", "Kanna")]
 )
 def test_a_name_of_one_such_word_is_found(said: str, title: str) -> None:
